@@ -1,0 +1,129 @@
+"""Files that are whole or absent: safetensors and JSON, written beside their name and renamed into place."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from psaq.errors import PsaqError
+
+FORMAT_VERSION = 1
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Run ``write`` on a temporary name in ``path``'s folder, flush it to disk, then rename it to ``path``.
+
+    A reader sees the old file or the new one, never a part; a failed write leaves nothing behind.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    handle, temporary_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(temporary_name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise PsaqError(f"{path}: could not be written ({error.strerror or error}); nothing was changed") from error
+    except SafetensorError as error:
+        raise PsaqError(f"{path}: could not be written ({error}); nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create ``folder`` and its parents where absent. Raises PsaqError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PsaqError(f"{folder}: cannot be used as a folder ({error.strerror}); name another one") from error
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON to ``path``, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises PsaqError where it is absent or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PsaqError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise PsaqError(f"{path}: is damaged or not JSON ({error})") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], kind: str, header: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON ``header`` as one safetensors file of the given ``kind``.
+
+    ``kind`` says what the file holds ("images", "quantised model", …); `load_tensors` refuses any other.
+    """
+    metadata = {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(Path(path), lambda temporary: save_file(whole, temporary, metadata))
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors and the header.
+
+    Raises:
+        PsaqError: the file is absent, damaged, of another kind, or of a newer format.
+    """
+    tensors, metadata = read_safetensors(path)
+    _check_metadata(Path(path), metadata, kind)
+    try:
+        return tensors, json.loads(metadata["header"])
+    except (KeyError, ValueError) as error:
+        raise PsaqError(f"{path}: its header is damaged ({error}); write the file anew") from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor of any safetensors file, and its metadata. Raises PsaqError where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise PsaqError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise PsaqError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise PsaqError(f"{path}: is truncated or not a safetensors file ({error})") from error
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str], kind: str) -> None:
+    if metadata.get("psaq") != kind:
+        found = metadata.get("psaq", "nothing that psaq wrote")
+        raise PsaqError(f"{path}: holds {found}, not {kind}; name a file of the right kind")
+    version = metadata.get("format_version", "")
+    if not version.isdigit():
+        raise PsaqError(f"{path}: its format version {version!r} is not a number; write the file anew")
+    if int(version) > FORMAT_VERSION:
+        raise PsaqError(
+            f"{path}: has format {version}, newer than the {FORMAT_VERSION} read here; upgrade psaq to read it"
+        )
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
