@@ -16,7 +16,7 @@ from psaq.errors import PsaqError
 FORMAT_VERSION = 1
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Run ``write`` on a temporary name in ``path``'s folder, flush it to disk, then rename it to ``path``.
 
     A reader sees the old file or the new one, never a part; a failed write leaves nothing behind.
@@ -50,7 +50,7 @@ def make_folder(folder: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,5 @@
+"""``python -m psaq`` is ``psaq``."""
+
+from psaq.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""Option groups that several commands share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from psaq.errors import PsaqError
+from psaq.models.zoo import load_model
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, with which weights, on which device."""
+
+    model: str = "micro_vit"
+    """A Table 1 name, any timm tag, or a bundled model (micro_vit, micro_swin)."""
+    weights: Path | None = None
+    """A local safetensors file; without it the published weights are used."""
+    num_classes: int | None = None
+    """The class count the weights were trained for, where it is not the model's usual one."""
+    image_size: int | None = None
+    """The image size in pixels the weights were trained for, where it is not the model's usual one."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+
+    def load(self) -> nn.Module:
+        """The model on its device. Raises PsaqError as `load_model` does."""
+        model = load_model(self.model, self.weights, **self._architecture())
+        return model.to(choose_device(self.device))
+
+    def _architecture(self) -> dict[str, Any]:
+        options = {"num_classes": self.num_classes, "img_size": self.image_size}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device by name. Raises PsaqError for a GPU that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PsaqError("device 'cuda': this machine has none that torch can use; take --device cpu")
+    return torch.device(device)

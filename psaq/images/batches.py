@@ -1,0 +1,63 @@
+"""One door for calibration images: synthesised, real or noise, as a tensor, a container or batches."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.images.synthetic import SyntheticImages
+from psaq.models.zoo import data_config
+
+Images = Float[Tensor, "images 3 height width"]
+CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
+
+
+def image_batches(
+    images: CalibrationImages, batch_size: int, device: torch.device | str | None = None
+) -> Iterator[Images]:
+    """Batches of at most ``batch_size`` images in the model's normalised space, in order, on ``device``.
+
+    Raises:
+        PsaqError: no image at all, not (images, 3, height, width), or NaN and infinity among the pixels.
+    """
+    if batch_size < 1:
+        raise PsaqError(f"batch_size {batch_size}: must be at least 1")
+    count = 0
+    for source in _tensors(images):
+        _check_images(source)
+        for batch in source.split(batch_size):
+            if len(batch):
+                count += len(batch)
+                yield batch.to(device)
+    if count == 0:
+        raise PsaqError("0 images: calibration needs at least one")
+
+
+def gaussian_images(model: nn.Module, count: int, seed: int = 0) -> Images:
+    """Standard normal noise of the model's input size, in its normalised space: Table 1's "Gaussian"."""
+    if count < 1:
+        raise PsaqError(f"{count} images: must be at least 1")
+    height, width = data_config(model).image_size
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def _tensors(images: CalibrationImages) -> Iterator[Tensor]:
+    if isinstance(images, SyntheticImages):
+        yield images.images
+    elif isinstance(images, Tensor):
+        yield images
+    else:
+        for batch in images:
+            yield batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise PsaqError(
+            f"images of shape {tuple(images.shape)} and type {images.dtype}: must be floating point "
+            "(images, 3, height, width), normalised as the model wants them"
+        )
+    if not torch.isfinite(images).all():
+        raise PsaqError("images: hold NaN or infinity; synthesise or load them anew")

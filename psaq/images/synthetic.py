@@ -1,0 +1,109 @@
+"""Synthesised images and all that is known of how they came about."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from psaq.errors import PsaqError
+from psaq.files import load_tensors, make_folder, save_tensors, write_whole
+
+KIND = "synthetic images"
+FILE_NAME = "images.safetensors"
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Images in a model's normalised space, with their labels and history.
+
+    Attributes:
+        images: (images, 3, height, width), normalised by ``mean`` and ``std``.
+        labels: the class each image was synthesised for.
+        mean, std: per channel, of pixel values in [0, 1].
+        history: loss name → its value at every step, averaged over images: (batches, steps).
+        film: the first images in true colours at a few steps: (frames, images, 3, height, width).
+        provenance: model, configuration, seed and versions; JSON types only.
+    """
+
+    images: Float[Tensor, "images 3 height width"]
+    labels: Int[Tensor, "images"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: dict[str, Float[Tensor, "batches steps"]] = field(default_factory=dict)
+    film: UInt8[Tensor, "frames images 3 height width"] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def true_colours(self) -> UInt8[Tensor, "images 3 height width"]:
+        """The images as a screen shows them: the model's mean and std undone."""
+        return true_colours(self.images, self.mean, self.std)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``images.safetensors`` and one PNG per image into ``folder``. Returns the safetensors file.
+
+        Raises:
+            PsaqError: the folder cannot be written to; nothing is left half-written.
+        """
+        folder = make_folder(Path(folder))
+        pictures = make_folder(folder / "images")
+        for index, (label, picture) in enumerate(zip(self.labels.tolist(), self.true_colours(), strict=True)):
+            save_picture(pictures / f"{index:04d}_class{label}.png", picture)
+        path = folder / FILE_NAME
+        save_tensors(path, dict(self._tensors()), KIND, self._header())
+        return path
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "images", self.images
+        yield "labels", self.labels
+        for name, values in self.history.items():
+            yield f"history.{name}", values
+        if self.film is not None:
+            yield "film", self.film
+
+    def _header(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std, "provenance": self.provenance}
+
+
+def load_images(path: Path | str) -> SyntheticImages:
+    """Read what `SyntheticImages.save` wrote, from the folder or the safetensors file itself.
+
+    Raises:
+        PsaqError: there is no such file, or it is damaged, newer, or holds something else.
+    """
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    tensors, header = load_tensors(file, KIND)
+    if "images" not in tensors or "labels" not in tensors or not {"mean", "std"} <= header.keys():
+        raise PsaqError(f"{file}: lacks images, labels, mean or std; synthesise anew")
+    history = {name.removeprefix("history."): t for name, t in tensors.items() if name.startswith("history.")}
+    return SyntheticImages(
+        images=tensors["images"],
+        labels=tensors["labels"],
+        mean=tuple(header["mean"]),
+        std=tuple(header["std"]),
+        history=history,
+        film=tensors.get("film"),
+        provenance=header.get("provenance", {}),
+    )
+
+
+def true_colours(
+    images: Float[Tensor, "*batch 3 height width"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> UInt8[Tensor, "*batch 3 height width"]:
+    """Undo a normalisation: [0, 1] times 255, rounded, out-of-range values clamped."""
+    pixels = images.detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_picture(path: Path, picture: UInt8[Tensor, "3 height width"]) -> None:
+    """Write one image as PNG, whole or not at all."""
+    image = Image.fromarray(rearrange(picture, "c h w -> h w c").numpy())
+    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
