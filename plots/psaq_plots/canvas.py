@@ -1,0 +1,43 @@
+"""Figures without a screen: made by matplotlib's object interface, written with their fonts inside."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from psaq_plots.style import Style
+
+FORMATS = (".png", ".svg", ".pdf")
+
+# Fonts travel inside the file: TrueType in PDF, outlines in SVG. No date, and ids that do not vary: the same
+# figure is the same file.
+_EMBEDDED = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "psaq"}
+_NO_DATE: dict[str, dict[str, str | None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def new_figure(style: Style, height: float, width: float | None = None) -> Figure:
+    """An empty figure of ``width`` × ``height`` inches that no window manager knows of."""
+    figure = Figure(figsize=(width or style.width, height), dpi=style.dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    gap = 0.02 * style.scale
+    figure.get_layout_engine().set(w_pad=gap, h_pad=gap, wspace=0.06, hspace=0.02)  # type: ignore[union-attr]
+    return figure
+
+
+def check_format(path: Path) -> None:
+    """Raises ValueError where ``path`` does not end in .png, .svg or .pdf."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: a figure ends in {', '.join(FORMATS)}; give it one of these endings")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as png, svg or pdf, as ``path`` ends, fonts embedded.
+
+    Raises:
+        ValueError: another ending.
+        OSError: ``path`` cannot be written.
+    """
+    check_format(path)
+    with mpl.rc_context(_EMBEDDED):
+        figure.savefig(path, dpi=figure.dpi, metadata=_NO_DATE[Path(path).suffix.lower()])
