@@ -14,7 +14,7 @@ COMMANDS = {
         "psaq.plot_density:PlotDensity",
         "draw the patch-similarity density of every layer (Fig. 3)",
     ),
-    "benchmark": ("psaq.commands.benchmark:Benchmark", "time synthesis side by side with its peers"),
+    "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
     "tune": ("psaq.tune:Tune", "tune the kernels on this GPU, or check them for a target"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),
 }
@@ -39,7 +39,7 @@ def main() -> None:
     if arguments[0] == "--version":
         print(f"psaq {importlib.metadata.version('psaq')}")
         return
-    name, *options = arguments
+    name, options = _split_name(arguments)
     if name not in COMMANDS:
         print(f"psaq: error: there is no command {name!r}\n\n{_overview()}", file=sys.stderr)
         raise SystemExit(2)
@@ -49,13 +49,18 @@ def main() -> None:
 def run_command(command: type[C], arguments: list[str] | None = None, prog: str | None = None) -> None:
     """Parse ``arguments`` (default: the process's own) into ``command`` and run it.
 
+    A command with presets (``presets() -> dict[str, instance]``) takes its defaults from ``--preset NAME``.
+
     Exits with code 2 and one message where the input is wrong, and with 130 on Ctrl-C.
     """
     import tyro
 
     from psaq.errors import PsaqError
 
-    parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    preset = _preset(command, arguments)
+    defaults = {} if preset is None else {"default": preset}
+    parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
     try:
         parsed.run()
     except PsaqError as error:
@@ -66,13 +71,31 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
         raise SystemExit(130) from None
 
 
+def _preset(command: type[Command], arguments: list[str]) -> Any:
+    """The instance that ``--preset NAME`` names, for its fields to be the defaults of this call."""
+    presets = getattr(command, "presets", dict)()
+    for index, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option == "--preset":
+            name = value or next(iter(arguments[index + 1 :]), "")
+            return presets.get(name)
+    return None
+
+
+def _split_name(arguments: list[str]) -> tuple[str, list[str]]:
+    """A command's name is one word or two ("benchmark synthesis"); the rest are its options."""
+    two_words = " ".join(arguments[:2])
+    words = 2 if two_words in COMMANDS else 1
+    return " ".join(arguments[:words]), arguments[words:]
+
+
 def _find(name: str) -> type[Command]:
     module, _, dataclass_name = COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(module), dataclass_name)
 
 
 def _overview() -> str:
-    lines = [f"  {name:<14}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<22}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(["usage: psaq COMMAND [OPTIONS]   (psaq COMMAND --help lists its options)", "", *lines])
 
 

@@ -36,7 +36,7 @@ class RunFolder:
             "timings": {},
             "results": {},
         }
-        self._refuse_another_run()
+        self._continue_previous()
         self._write()
 
     @contextmanager
@@ -52,7 +52,8 @@ class RunFolder:
         self.record["timings"]["total"] = round(time.perf_counter() - self._started, 3)
         return self._write()
 
-    def _refuse_another_run(self) -> None:
+    def _continue_previous(self) -> None:
+        """Keep what an earlier start of the same run has recorded; refuse any other run."""
         file = self.path / RUN_FILE
         if not file.exists():
             return
@@ -63,6 +64,7 @@ class RunFolder:
                     f"{self.path}: holds a run with another {part} "
                     f"({_difference(previous.get(part), self.record[part])}); name another folder or remove this one"
                 )
+        self.record |= {part: previous.get(part, {}) for part in ("timings", "results")}
 
     def _write(self) -> Path:
         path = self.path / RUN_FILE

@@ -115,7 +115,9 @@ def model_source(model: nn.Module) -> ModelSource | None:
 def data_config(model: nn.Module) -> DataConfig:
     """The preprocessing the model was trained for, from its own timm configuration."""
     config = resolve_model_data_config(model)
-    height, width = config["input_size"][-2:]
+    # A model built for another size keeps its published configuration, but its patch embedding knows.
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = built_for or config["input_size"][-2:]
     return DataConfig(
         image_size=(height, width),
         mean=tuple(config["mean"]),

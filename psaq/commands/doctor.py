@@ -1,0 +1,45 @@
+"""``psaq doctor``: what this machine has and what psaq will use of it."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import huggingface_hub
+import torch
+from timm.models import get_pretrained_cfg
+
+from psaq.models.zoo import TABLE1_MODELS
+from psaq.runs import device_name, versions
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine has, which backend the kernels will take, and which weights are at hand."""
+
+    def run(self) -> None:
+        for name, value in self.findings().items():
+            print(f"{name:<12} {value}")
+
+    def findings(self) -> dict[str, str]:
+        """What was found, a line each."""
+        return versions() | {
+            "device": device_name(),
+            "processors": f"{os.cpu_count()} ({torch.get_num_threads()} threads used)",
+            "backend": _backend(),
+            **{name: _weights(tag) for name, tag in TABLE1_MODELS.items()},
+        }
+
+
+def _backend() -> str:
+    if not torch.cuda.is_available():
+        return "torch (no CUDA or ROCm device)"
+    if importlib.util.find_spec("triton") is None:
+        return "torch (Triton is not installed)"
+    return "triton"
+
+
+def _weights(tag: str) -> str:
+    """Whether a model's published weights are in the hub's cache; no network is asked."""
+    repository = get_pretrained_cfg(tag).hf_hub_id
+    found = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    return f"{tag}: weights in the cache" if isinstance(found, str) else f"{tag}: weights not here; --weights FILE"

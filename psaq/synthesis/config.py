@@ -1,0 +1,85 @@
+"""How to synthesise: the schedule, the losses' weights, the authors' settings by name."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from psaq.errors import PsaqError
+from psaq.losses import Grid
+from psaq.models.features import Heads
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Setting = Literal["sound", "reference"]
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Options of the synthesis. `paper` is the authors' schedule; the default is a shorter one that is as good."""
+
+    num_images: int = 32
+    """How many images to make."""
+    seed: int = 0
+    """Start noise, labels, jitter and flips all follow from it."""
+    batch_size: int = 32
+    """Images optimised together; more than fit are made in several batches."""
+    rounds: int = 1
+    """Rounds of warm-up and cosine decay; round r jitters r times as far."""
+    steps: int = 100
+    """Steps of each round."""
+    warmup: float = 0.2
+    """Part of each round over which the learning rate rises linearly; then it falls as a cosine."""
+    learning_rate: float | None = None
+    """Adam's, in normalised pixel units; by default 0.25 for Swin, else 0.20."""
+    jitter: int = 15
+    """Largest circular shift in round 1, in pixels of a 224-pixel image."""
+    class_weight: float = 1.0
+    """Weight of the cross-entropy to each image's label."""
+    smoothness_weight: float = 0.05
+    """Weight of the distance from the target total variation."""
+    bandwidth: float = 0.01
+    """h of the Gaussian kernel, in units of cosine similarity."""
+    grid: Grid = "fine"
+    """Where the density is evaluated: spacing ≤ h, or the authors' 10 points."""
+    heads: Heads = "mean"
+    """Patch features averaged over heads, or each head by itself."""
+    smoothness: Setting = "sound"
+    """Total variation per image, or the authors' whole-batch norm, which depends on the batch size."""
+    pixel_range: Setting = "sound"
+    """Clip to the model's own black and white, or to ImageNet's whatever the model."""
+    class_token: Setting = "sound"
+    """Drop the tokens that are no patches, or the first token of every model, Swin's included."""
+    precision: Precision = "auto"
+    """Of the model's forward and backward; auto is bfloat16 on a GPU, float32 on a CPU."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints, where a run folder is there to keep them."""
+    film_frames: int = 6
+    """Moments of the way from noise to image that are kept, evenly spaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "rounds", "steps", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("warmup", "jitter", "class_weight", "smoothness_weight", "film_frames"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(self.warmup < 1, "warmup", self.warmup, "less than 1, the whole round")
+        _require(0.002 <= self.bandwidth <= 0.2, "bandwidth", self.bandwidth, "within [0.002, 0.2]")
+        rate = self.learning_rate
+        _require(rate is None or rate > 0, "learning_rate", rate, "positive")
+
+    @classmethod
+    def paper(cls, faithful: bool = False, **options: Any) -> "SynthesisConfig":
+        """The authors' schedule: 2 rounds of 500 steps, the first 100 of each to warm up, jitter ±15 then ±30 pixels.
+
+        Args:
+            faithful: also their entropy grid, whole-batch total variation, ImageNet pixel range and first-token rule.
+            **options: any field, to depart from the schedule by name.
+        """
+        config = cls(rounds=2, steps=500, warmup=0.2, jitter=15)
+        if faithful:
+            config = replace(
+                config, grid="reference", smoothness="reference", pixel_range="reference", class_token="reference"
+            )
+        return replace(config, **options)
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise PsaqError(f"{name} {value}: must be {rule}")

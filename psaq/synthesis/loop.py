@@ -1,0 +1,264 @@
+"""The optimisation loop (Li et al. 2022, section 3): Adam on pixels from Gaussian noise."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from psaq.errors import PsaqError
+from psaq.images.synthetic import SyntheticImages, true_colours
+from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
+from psaq.models.features import PatchFeatureRecorder, record_patch_features
+from psaq.models.zoo import DataConfig, data_config, model_source, num_classes
+from psaq.progress import progress_bar
+from psaq.runs import as_json, device_name, versions
+from psaq.synthesis.config import SynthesisConfig
+from psaq.synthesis.randomness import generator
+from psaq.synthesis.state import LOSSES, BatchState, SynthesisState, load_state
+
+FILM_IMAGES = 8
+_BETAS = (0.5, 0.9)
+_EPSILON = 1e-8
+_REPORT_EVERY = 5  # steps: reading a loss waits for the device
+_TARGET_VARIATION = (2500.0, 3000.0)  # of 32 images of 224×224 in ImageNet's normalisation, as one norm
+
+
+def synthesize(
+    model: nn.Module,
+    config: SynthesisConfig | None = None,
+    *,
+    checkpoint: Path | str | None = None,
+    progress: bool = True,
+) -> SyntheticImages:
+    """Make images whose patch similarities are as diverse as a real image's, from the model alone.
+
+    Minimises −Σ_l H_l + class loss + smoothness over the pixels (Li et al. 2022, eq. 4 and section 3).
+
+    Args:
+        model: a trained vision transformer; its weights, mode and gradients are left as they were.
+        config: the schedule and the losses' weights.
+        checkpoint: a file that receives the state every ``config.checkpoint_every`` steps. Where it exists, the run
+            goes on from it: on a CPU to the same bits as if it had never stopped.
+        progress: show a bar with losses, throughput and time left.
+
+    Raises:
+        PsaqError: a model without attention blocks or classes, a checkpoint of another run, or a loss that is
+            no longer finite.
+    """
+    config = config or SynthesisConfig()
+    synthesis = Synthesis(model, config)
+    state = SynthesisState()
+    file = Path(checkpoint) if checkpoint is not None else None
+    if file is not None and file.exists():
+        state = load_state(file, synthesis.identity, synthesis.device)
+    with _frozen(model), record_patch_features(model, config.heads, synthesis.class_token) as recorder:
+        synthesis.run(recorder, state, file, progress)
+    return synthesis.result(state)
+
+
+class Synthesis:
+    """What stays fixed during a run: the model, the configuration and what follows from both."""
+
+    def __init__(self, model: nn.Module, config: SynthesisConfig):
+        self.model = model
+        self.config = config
+        self.data: DataConfig = data_config(model)
+        self.classes = num_classes(model)
+        self.device = next(model.parameters()).device
+        self.class_token: Any = "drop" if config.class_token == "sound" else "reference"
+        self.learning_rate = config.learning_rate or (0.25 if "swin" in type(model).__name__.lower() else 0.20)
+        self.black, self.white = self._pixel_range()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from another: only a checkpoint with the same identity may be continued."""
+        return {"config": as_json(self.config), "model": _fingerprint(self.model)}
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.rounds * self.config.steps
+
+    def run(self, recorder: PatchFeatureRecorder, state: SynthesisState, file: Path | None, progress: bool) -> None:
+        sizes = _batch_sizes(self.config.num_images, self.config.batch_size)
+        done = sum(batch.step for batch in state.batches)
+        total = self.total_steps * len(sizes)
+        with progress_bar(description="synthesising", total=total, initial=done, unit="step", enabled=progress) as bar:
+            for index, size in enumerate(sizes):
+                if index == len(state.batches):
+                    state.batches.append(self._start(index, size))
+                for _ in self._optimise(recorder, state.batches[index], index):
+                    bar.update()
+                    self._after_step(state, state.batches[index], file, bar)
+
+    def result(self, state: SynthesisState) -> SyntheticImages:
+        """The finished images with their labels, history and provenance."""
+        source = model_source(self.model)
+        history = torch.stack([batch.history for batch in state.batches]).cpu()
+        return SyntheticImages(
+            images=torch.cat([batch.pixels for batch in state.batches]).cpu(),
+            labels=torch.cat([batch.labels for batch in state.batches]).cpu(),
+            mean=self.data.mean,
+            std=self.data.std,
+            history={name: history[..., column] for column, name in enumerate(LOSSES)},
+            film=state.batches[0].film.cpu() if self.config.film_frames else None,
+            provenance={
+                "model": source.name if source else type(self.model).__name__,
+                "config": as_json(self.config),
+                "versions": versions(),
+                "device": device_name(self.device),
+            },
+        )
+
+    def _start(self, index: int, size: int) -> BatchState:
+        seed, config = self.config.seed, self.config
+        shape = (size, 3, *self.data.image_size)
+        pixels = torch.randn(shape, generator=generator(seed, index, "noise")).to(self.device)
+        labels = torch.randint(self.classes, (size,), generator=generator(seed, index, "labels")).to(self.device)
+        shown = min(size, FILM_IMAGES) if index == 0 else 0
+        return BatchState(
+            pixels=pixels,
+            labels=labels,
+            mean_gradient=torch.zeros_like(pixels),
+            mean_square=torch.zeros_like(pixels),
+            history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
+            film=torch.zeros(config.film_frames, shown, *shape[1:], dtype=torch.uint8),
+        )
+
+    def _optimise(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> Iterator[None]:
+        """Take the batch's remaining steps, yielding after each one."""
+        target = self._target_variation(index, len(batch.pixels))
+        self._film(batch)
+        while not batch.finished():
+            batch.pixels.requires_grad_(True)
+            losses = self._losses(recorder, batch, index, target)
+            (gradient,) = torch.autograd.grad(losses["loss"], batch.pixels)
+            batch.pixels = batch.pixels.detach()
+            batch.history[batch.step] = torch.stack([losses[name].detach().float() for name in LOSSES])
+            batch.step += 1
+            _adam(batch, gradient, self._rate(batch.step - 1))
+            batch.pixels.clamp_(self.black, self.white)
+            self._film(batch)
+            yield
+
+    def _losses(
+        self, recorder: PatchFeatureRecorder, batch: BatchState, index: int, target: float
+    ) -> Mapping[str, Tensor]:
+        config = self.config
+        jittered = self._jitter(batch.pixels, index, batch.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
+            logits = self.model(jittered)
+        entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
+        class_loss = F.cross_entropy(logits.float(), batch.labels)
+        rough = smoothness_loss if config.smoothness == "sound" else reference_smoothness_loss
+        smooth = rough(jittered, target)
+        loss = -entropy + config.class_weight * class_loss + config.smoothness_weight * smooth
+        return {"entropy": entropy, "class_loss": class_loss, "smoothness_loss": smooth, "loss": loss}
+
+    def _jitter(self, pixels: Tensor, index: int, step: int) -> Tensor:
+        """One circular shift, the same on both axes, and a horizontal flip of the batch every other time."""
+        draw = generator(self.config.seed, index, "jitter", step)
+        reach = self.config.jitter * (1 + step // self.config.steps) * self.data.image_size[0] // 224
+        shift = int(torch.randint(-reach, reach + 1, (), generator=draw))
+        shifted = pixels.roll((shift, shift), dims=(2, 3))
+        return shifted.flip(3) if torch.rand((), generator=draw) < 0.5 else shifted
+
+    def _rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine to zero, in every round."""
+        within, warmup = step % self.config.steps, round(self.config.warmup * self.config.steps)
+        if within < warmup:
+            return self.learning_rate * (within + 1) / warmup
+        phase = (within - warmup) / (self.config.steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
+
+    def _target_variation(self, index: int, size: int) -> float:
+        """The total variation asked for: the authors' draw, carried over to one image of this size and scale."""
+        low, high = _TARGET_VARIATION
+        draw = float(torch.rand((), generator=generator(self.config.seed, index, "variation")))
+        target = low + (high - low) * draw
+        if self.config.smoothness == "reference":
+            return target
+        height, width = self.data.image_size
+        contrast = sum(IMAGENET_DEFAULT_STD) / sum(self.data.std)
+        return target / math.sqrt(32) * math.sqrt(height * width) / 224 * contrast
+
+    def _pixel_range(self) -> tuple[Tensor, Tensor]:
+        sound = self.config.pixel_range == "sound"
+        mean = torch.tensor(self.data.mean if sound else IMAGENET_DEFAULT_MEAN, device=self.device)[:, None, None]
+        std = torch.tensor(self.data.std if sound else IMAGENET_DEFAULT_STD, device=self.device)[:, None, None]
+        return -mean / std, (1 - mean) / std
+
+    def _uses_bfloat16(self) -> bool:
+        automatic = self.config.precision == "auto" and self.device.type != "cpu"
+        return automatic or self.config.precision == "bfloat16"
+
+    def _film(self, batch: BatchState) -> None:
+        """Keep the images as they look now, if this is one of the moments to keep."""
+        frames, shown = batch.film.shape[:2]
+        moments = torch.linspace(0, self.total_steps, frames).round().int().tolist()
+        if shown and batch.step in moments:
+            pictures = true_colours(batch.pixels[:shown], self.data.mean, self.data.std)
+            batch.film[moments.index(batch.step)] = pictures
+
+    def _after_step(self, state: SynthesisState, batch: BatchState, file: Path | None, bar: Any) -> None:
+        due = batch.step % self.config.checkpoint_every == 0 or batch.finished()
+        if due or batch.step % _REPORT_EVERY == 0:
+            self._report(batch, bar)
+        if file is not None and due:
+            state.save(file, self.identity)
+
+    def _report(self, batch: BatchState, bar: Any) -> None:
+        last = dict(zip(LOSSES, batch.history[batch.step - 1].tolist(), strict=True))
+        if not math.isfinite(last["loss"]):
+            raise PsaqError(
+                f"synthesis: the loss is {last['loss']} at step {batch.step}; "
+                "lower the learning rate or check the weights"
+            )
+        rate = bar.format_dict.get("rate")
+        speed = {"images·steps/s": f"{rate * len(batch.pixels):.1f}"} if rate else {}
+        bar.set_postfix({name: f"{value:.3g}" for name, value in last.items()} | speed, refresh=False)
+
+
+def _adam(batch: BatchState, gradient: Tensor, rate: float) -> None:
+    """One step of Adam (Kingma & Ba 2015, algorithm 1), its state kept with the batch so that it can be resumed."""
+    first, second = _BETAS
+    batch.mean_gradient.lerp_(gradient, 1 - first)
+    batch.mean_square.lerp_(gradient.square(), 1 - second)
+    mean = batch.mean_gradient / (1 - first**batch.step)
+    root = (batch.mean_square / (1 - second**batch.step)).sqrt_()
+    batch.pixels.sub_(rate * mean / (root + _EPSILON))
+
+
+def _batch_sizes(images: int, batch_size: int) -> list[int]:
+    return [min(batch_size, images - start) for start in range(0, images, batch_size)]
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A digest of the weights: the same architecture with other weights is another model."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no weight gradients inside the block; afterwards everything as it was."""
+    training = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, gradient in wanted.items():
+            parameter.requires_grad_(gradient)

@@ -1,0 +1,160 @@
+"""Synthesis: the schedule, what it leaves alone, what it makes better, and resuming."""
+
+import math
+
+import pytest
+import torch
+
+from psaq.errors import PsaqError
+from psaq.images.batches import gaussian_images
+from psaq.losses import patch_similarity_entropy
+from psaq.models.features import patch_features
+from psaq.models.zoo import data_config
+from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.synthesis.loop import Synthesis
+
+SHORT = SynthesisConfig(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
+
+
+class KilledError(Exception):
+    """Stands for the signal that ends a run."""
+
+
+def test_entropy_rises_above_noise(vit):
+    config = SynthesisConfig(num_images=2, steps=30, class_weight=0, smoothness_weight=0)
+    images = synthesize(vit, config, progress=False)
+    noise = gaussian_images(vit, 2)
+    before = patch_similarity_entropy(patch_features(vit, noise)).mean(1).sum()
+    after = patch_similarity_entropy(patch_features(vit, images.images)).mean(1).sum()
+    assert after > before + 0.3
+
+
+def test_class_loss_falls(vit):
+    images = synthesize(vit, SynthesisConfig(num_images=2, steps=30, smoothness_weight=0), progress=False)
+    assert images.history["class_loss"][0, -1] < images.history["class_loss"][0, 0] - 0.1
+
+
+def test_the_model_is_left_as_it_was(vit):
+    vit.train()
+    vit.head.weight.requires_grad_(False)
+    wanted = {name: parameter.requires_grad for name, parameter in vit.named_parameters()}
+    synthesize(vit, SHORT, progress=False)
+    assert vit.training
+    assert {name: parameter.requires_grad for name, parameter in vit.named_parameters()} == wanted
+    assert all(parameter.grad is None for parameter in vit.parameters())
+
+
+def test_pixels_stay_between_black_and_white(swin):
+    images = synthesize(swin, SHORT, progress=False)
+    data = data_config(swin)
+    pixels = images.images * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]
+    assert pixels.min() >= -1e-6
+    assert pixels.max() <= 1 + 1e-6
+
+
+def test_batches_make_up_the_number_of_images(vit):
+    images = synthesize(vit, SHORT, progress=False)
+    assert images.images.shape == (3, 3, 32, 32)
+    assert images.history["loss"].shape == (2, 6)
+    assert images.film.shape == (3, 2, 3, 32, 32)
+    assert len(images.labels) == 3
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
+    first, again = synthesize(vit, SHORT, progress=False), synthesize(vit, SHORT, progress=False)
+    other = synthesize(vit, SynthesisConfig(**{**vars(SHORT), "seed": 1}), progress=False)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 6, 7, 11])
+def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, killed_after):
+    whole = synthesize(vit, SHORT, progress=False)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    after_step, calls = Synthesis._after_step, []
+
+    def kill(self, *arguments):
+        after_step(self, *arguments)
+        calls.append(1)
+        if len(calls) == killed_after:
+            raise KilledError
+
+    monkeypatch.setattr(Synthesis, "_after_step", kill)
+    with pytest.raises(KilledError):
+        synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(Synthesis, "_after_step", after_step)
+    resumed = synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+    assert torch.equal(resumed.images, whole.images)
+    assert torch.equal(resumed.film, whole.film)
+    assert all(torch.equal(resumed.history[name], whole.history[name]) for name in whole.history)
+
+
+def test_a_checkpoint_of_another_run_is_refused(vit, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+    with pytest.raises(PsaqError, match="another config"):
+        synthesize(vit, SynthesisConfig(num_images=3, steps=5), checkpoint=checkpoint, progress=False)
+    with torch.no_grad():
+        vit.head.bias.add_(1)
+    with pytest.raises(PsaqError, match="another model"):
+        synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+
+
+def test_a_damaged_checkpoint_is_refused(vit, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(PsaqError, match="truncated"):
+        synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+
+
+def test_nan_weights_stop_the_run(vit):
+    with torch.no_grad():
+        vit.blocks[1].mlp.fc2.bias.fill_(float("nan"))
+    with pytest.raises((PsaqError, ValueError), match=r"(?i)nan|finite"):
+        synthesize(vit, SHORT, progress=False)
+
+
+def test_the_authors_schedule():
+    paper = SynthesisConfig.paper()
+    assert (paper.rounds, paper.steps, paper.num_images) == (2, 500, 32)
+    faithful = SynthesisConfig.paper(faithful=True)
+    assert (faithful.grid, faithful.smoothness, faithful.pixel_range) == ("reference", "reference", "reference")
+
+
+def test_the_rate_warms_up_and_falls_to_zero_in_every_round(vit):
+    synthesis = Synthesis(vit, SynthesisConfig.paper())
+    rates = [synthesis._rate(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.2 / 100)
+    assert rates[99] == rates[100] == pytest.approx(0.2)
+    assert rates[499] < 1e-5
+    assert rates[:500] == rates[500:]
+
+
+def test_jitter_scales_with_the_image_and_grows_by_round(vit):
+    synthesis = Synthesis(vit, SynthesisConfig(rounds=2, steps=200, jitter=70))
+    ramp = torch.arange(32.0).expand(1, 3, 32, 32)
+    shifts = {0: set(), 1: set()}
+    for step in range(400):
+        moved = synthesis._jitter(ramp, 0, step)[0, 0, 0]
+        flipped = (moved[1] - moved[0]).item() in (-1.0, 31.0)
+        shift = (moved.flip(0) if flipped else moved)[0].item()
+        shifts[step // 200].add(shift if shift < 16 else shift - 32)
+    assert {abs(s) for s in shifts[0]} <= set(range(11))
+    assert max(abs(s) for s in shifts[1]) > 10
+
+
+def test_faithful_target_is_the_authors_draw(vit):
+    target = Synthesis(vit, SynthesisConfig.paper(faithful=True))._target_variation(0, 32)
+    assert 2500 <= target <= 3000
+    per_image = Synthesis(vit, SynthesisConfig.paper())._target_variation(0, 32)
+    assert per_image == pytest.approx(target / math.sqrt(32) * 32 / 224 * 0.675 / (3 * 0.5), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("num_images", 0), ("steps", 0), ("batch_size", -1), ("bandwidth", 0.0), ("warmup", 1.0), ("learning_rate", 0.0)],
+)
+def test_options_out_of_range_are_named(option, value):
+    with pytest.raises(PsaqError, match=option):
+        SynthesisConfig(**{option: value})
