@@ -3,8 +3,26 @@
 Every function returns a `matplotlib.figure.Figure`; none shows or saves it, and none needs a screen.
 """
 
+from psaq_plots.accuracy import accuracy_figure
 from psaq_plots.canvas import FORMATS, check_format, save_figure
 from psaq_plots.density import density_figure
+from psaq_plots.layer_errors import layer_errors_figure
+from psaq_plots.losses import losses_figure
+from psaq_plots.samples import film_figure, samples_figure
+from psaq_plots.similarity import similarity_figure
 from psaq_plots.style import STYLES, Style
 
-__all__ = ["FORMATS", "STYLES", "Style", "check_format", "density_figure", "save_figure"]
+__all__ = [
+    "FORMATS",
+    "STYLES",
+    "Style",
+    "accuracy_figure",
+    "check_format",
+    "density_figure",
+    "film_figure",
+    "layer_errors_figure",
+    "losses_figure",
+    "samples_figure",
+    "save_figure",
+    "similarity_figure",
+]

@@ -1,10 +1,12 @@
 """Figures without a screen: made by matplotlib's object interface, written with their fonts inside."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from psaq_plots.style import Style
 
@@ -12,16 +14,16 @@ FORMATS = (".png", ".svg", ".pdf")
 
 # Fonts travel inside the file: TrueType in PDF, outlines in SVG. No date, and ids that do not vary: the same
 # figure is the same file.
-_EMBEDDED = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "psaq"}
+_EMBEDDED: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "psaq"}
 _NO_DATE: dict[str, dict[str, str | None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def new_figure(style: Style, height: float, width: float | None = None) -> Figure:
     """An empty figure of ``width`` × ``height`` inches that no window manager knows of."""
-    figure = Figure(figsize=(width or style.width, height), dpi=style.dpi, layout="constrained")
-    FigureCanvasAgg(figure)
     gap = 0.02 * style.scale
-    figure.get_layout_engine().set(w_pad=gap, h_pad=gap, wspace=0.06, hspace=0.02)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap, wspace=0.06, hspace=0.02)
+    figure = Figure(figsize=(width or style.width, height), dpi=style.dpi, layout=layout)
+    FigureCanvasAgg(figure)
     return figure
 
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from psaq_plots.canvas import new_figure
 from psaq_plots.checks import require
-from psaq_plots.panels import fit_titles, panel_grid
+from psaq_plots.panels import panel_grid
 from psaq_plots.style import Style, find_style, styled
 
 LINEAR_WIDTH = 0.5  # a density up to here is drawn to scale: a uniform one over [-1, 1] is 0.5
@@ -59,7 +59,6 @@ def density_figure(
         figure.supxlabel("patch similarity", fontsize=style.font_size)
         figure.supylabel("density", fontsize=style.font_size)
         _draw_legend(figure, colours, style)
-        fit_titles(figure, panels)
     return figure
 
 

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from math import ceil
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from psaq_plots.style import Style
 
 PANEL_ASPECT = 0.82
+SMALLEST_TEXT = 4.0
 
 
 def panel_grid(figure: Figure, titles: Sequence[str], style: Style, columns: int | None = None) -> list[Axes]:
@@ -19,7 +22,8 @@ def panel_grid(figure: Figure, titles: Sequence[str], style: Style, columns: int
     columns = min(columns or default_columns(len(titles)), len(titles))
     rows = ceil(len(titles) / columns)
     text = 5.5 * style.font_size / 72
-    figure.set_size_inches(style.width, text + rows * PANEL_ASPECT * (style.width - text) / columns)
+    width = (style.width - text) / columns
+    figure.set_size_inches(style.width, text + rows * PANEL_ASPECT * width)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     panels, spare = list(axes.flat[: len(titles)]), axes.flat[len(titles) :]
     for panel in spare:
@@ -27,6 +31,7 @@ def panel_grid(figure: Figure, titles: Sequence[str], style: Style, columns: int
     for position, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         panel.text(0, 1.03, title, transform=panel.transAxes, fontsize=0.9 * style.font_size, va="bottom")
         panel.tick_params(labelleft=position % columns == 0, labelbottom=position + columns >= len(titles))
+    shrink_to(0.92 * width, figure, [panel.texts[0] for panel in panels])
     return panels
 
 
@@ -35,13 +40,21 @@ def default_columns(panels: int) -> int:
     return min(panels, 2 if panels <= 4 else 3 if panels <= 12 else 4)
 
 
-def fit_titles(figure: Figure, panels: Sequence[Axes], smallest: float = 4.0) -> None:
-    """Shrink the panels' titles, all alike, until the widest is no wider than its panel."""
-    figure.draw_without_rendering()
-    titles = [panel.texts[0] for panel in panels]
-    room = min(
-        panel.get_window_extent().width / max(title.get_window_extent().width, 1)
-        for panel, title in zip(panels, titles, strict=True)
-    )
-    for title in titles:
-        title.set_fontsize(max(title.get_fontsize() * min(1.0, 0.98 * room), smallest))
+def shrink_to(width: float, figure: Figure, texts: Sequence[Text]) -> None:
+    """Make ``texts`` smaller, all alike, until the widest takes ``width`` inches: but never too small to read."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    widest = max(text.get_window_extent(renderer).width for text in texts) / figure.dpi
+    for text in texts:
+        size = float(text.get_fontsize()) * min(1.0, width / max(widest, 1e-6))
+        text.set_fontsize(max(size, SMALLEST_TEXT))
+
+
+def cut_to(width: float, figure: Figure, text: Text) -> None:
+    """Cut the lines of ``text`` that take more than ``width`` inches, and end them in "…"."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    lines = text.get_text().split("\n")
+    for position, line in enumerate(lines):
+        text.set_text(line)
+        room = width * figure.dpi / max(text.get_window_extent(renderer).width, 1)
+        lines[position] = line if room >= 1 else line[: max(int(room * len(line)) - 1, 1)].rstrip(" ,") + "…"
+    text.set_text("\n".join(lines))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib as mpl
 
@@ -73,7 +74,7 @@ def styled(style: Style) -> Iterator[None]:
         yield
 
 
-def _settings(style: Style) -> dict[str, object]:
+def _settings(style: Style) -> dict[Any, Any]:
     small = style.font_size * 0.86
     line = 0.5 * style.scale
     return {
