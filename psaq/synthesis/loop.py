@@ -59,7 +59,7 @@ def synthesize(
     file = Path(checkpoint) if checkpoint is not None else None
     if file is not None and file.exists():
         state = load_state(file, synthesis.identity, synthesis.device)
-    with _frozen(model), record_patch_features(model, config.heads, synthesis.class_token) as recorder:
+    with frozen(model), record_patch_features(model, config.heads, synthesis.class_token) as recorder:
         synthesis.run(recorder, state, file, progress)
     return synthesis.result(state)
 
@@ -93,10 +93,12 @@ class Synthesis:
         with progress_bar(description="synthesising", total=total, initial=done, unit="step", enabled=progress) as bar:
             for index, size in enumerate(sizes):
                 if index == len(state.batches):
-                    state.batches.append(self._start(index, size))
-                for _ in self._optimise(recorder, state.batches[index], index):
+                    state.batches.append(self.start(index, size))
+                batch = state.batches[index]
+                while not batch.finished():
+                    self.advance(recorder, batch, index)
                     bar.update()
-                    self._after_step(state, state.batches[index], file, bar)
+                    self._after_step(state, batch, file, bar)
 
     def result(self, state: SynthesisState) -> SyntheticImages:
         """The finished images with their labels, history and provenance."""
@@ -117,13 +119,14 @@ class Synthesis:
             },
         )
 
-    def _start(self, index: int, size: int) -> BatchState:
+    def start(self, index: int, size: int) -> BatchState:
+        """Batch ``index`` before its first step: noise and labels."""
         seed, config = self.config.seed, self.config
         shape = (size, 3, *self.data.image_size)
         pixels = torch.randn(shape, generator=generator(seed, index, "noise")).to(self.device)
         labels = torch.randint(self.classes, (size,), generator=generator(seed, index, "labels")).to(self.device)
         shown = min(size, FILM_IMAGES) if index == 0 else 0
-        return BatchState(
+        batch = BatchState(
             pixels=pixels,
             labels=labels,
             mean_gradient=torch.zeros_like(pixels),
@@ -131,26 +134,22 @@ class Synthesis:
             history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
             film=torch.zeros(config.film_frames, shown, *shape[1:], dtype=torch.uint8),
         )
-
-    def _optimise(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> Iterator[None]:
-        """Take the batch's remaining steps, yielding after each one."""
-        target = self._target_variation(index, len(batch.pixels))
         self._film(batch)
-        while not batch.finished():
-            batch.pixels.requires_grad_(True)
-            losses = self._losses(recorder, batch, index, target)
-            (gradient,) = torch.autograd.grad(losses["loss"], batch.pixels)
-            batch.pixels = batch.pixels.detach()
-            batch.history[batch.step] = torch.stack([losses[name].detach().float() for name in LOSSES])
-            batch.step += 1
-            _adam(batch, gradient, self._rate(batch.step - 1))
-            batch.pixels.clamp_(self.black, self.white)
-            self._film(batch)
-            yield
+        return batch
 
-    def _losses(
-        self, recorder: PatchFeatureRecorder, batch: BatchState, index: int, target: float
-    ) -> Mapping[str, Tensor]:
+    def advance(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> None:
+        """Take one step: forward, losses, backward to the pixels, update, clip."""
+        batch.pixels.requires_grad_(True)
+        losses = self._losses(recorder, batch, index)
+        (gradient,) = torch.autograd.grad(losses["loss"], batch.pixels)
+        batch.pixels = batch.pixels.detach()
+        batch.history[batch.step] = torch.stack([losses[name].detach().float() for name in LOSSES])
+        batch.step += 1
+        _adam(batch, gradient, self._rate(batch.step - 1))
+        batch.pixels.clamp_(self.black, self.white)
+        self._film(batch)
+
+    def _losses(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> Mapping[str, Tensor]:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
@@ -158,7 +157,7 @@ class Synthesis:
         entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
         class_loss = F.cross_entropy(logits.float(), batch.labels)
         rough = smoothness_loss if config.smoothness == "sound" else reference_smoothness_loss
-        smooth = rough(jittered, target)
+        smooth = rough(jittered, self._target_variation(index))
         loss = -entropy + config.class_weight * class_loss + config.smoothness_weight * smooth
         return {"entropy": entropy, "class_loss": class_loss, "smoothness_loss": smooth, "loss": loss}
 
@@ -178,7 +177,7 @@ class Synthesis:
         phase = (within - warmup) / (self.config.steps - warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * phase))
 
-    def _target_variation(self, index: int, size: int) -> float:
+    def _target_variation(self, index: int) -> float:
         """The total variation asked for: the authors' draw, carried over to one image of this size and scale."""
         low, high = _TARGET_VARIATION
         draw = float(torch.rand((), generator=generator(self.config.seed, index, "variation")))
@@ -250,7 +249,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside the block; afterwards everything as it was."""
     training = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
