@@ -1,0 +1,47 @@
+"""The container of synthesised images: saving, loading, true colours."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from psaq.errors import PsaqError
+from psaq.images.synthetic import SyntheticImages, load_images, true_colours
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def images():
+    pixels = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    normalised = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    history = {"loss": torch.tensor([[3.0, 2.0, 1.0]])}
+    film = torch.zeros(2, 1, 3, 8, 10, dtype=torch.uint8)
+    return SyntheticImages(normalised, torch.tensor([4, 0, 2]), MEAN, STD, history, film, {"seed": 7})
+
+
+def test_everything_comes_back(images, tmp_path):
+    images.save(tmp_path)
+    for found in (load_images(tmp_path), load_images(tmp_path / "images.safetensors")):
+        assert torch.equal(found.images, images.images)
+        assert torch.equal(found.labels, images.labels)
+        assert torch.equal(found.film, images.film)
+        assert torch.equal(found.history["loss"], images.history["loss"])
+        assert (found.mean, found.std, found.provenance) == (MEAN, STD, {"seed": 7})
+
+
+def test_pictures_show_the_true_colours(images, tmp_path):
+    images.save(tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "images" / "0000_class4.png"))
+    pixels = images.images[0] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    np.testing.assert_allclose(picture.transpose(2, 0, 1) / 255, pixels.numpy(), atol=0.5 / 255 + 1e-6)
+
+
+def test_colours_beyond_black_and_white_are_clamped():
+    extreme = torch.tensor([-100.0, 100.0]).expand(1, 3, 1, 2)
+    assert true_colours(extreme, MEAN, STD)[0, 0, 0].tolist() == [0, 255]
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(PsaqError, match=r"images\.safetensors.*no such file"):
+        load_images(tmp_path)

@@ -1,0 +1,54 @@
+"""Run folders: what is recorded, and that another run never overwrites it."""
+
+import json
+
+import pytest
+
+from psaq.errors import PsaqError
+from psaq.runs import RUN_FILE, RunFolder
+from psaq.synthesis import SynthesisConfig
+
+
+def _record(folder):
+    return json.loads((folder / RUN_FILE).read_text())
+
+
+def test_a_run_records_what_repeats_it(tmp_path):
+    run = RunFolder(tmp_path / "run", "synthesize", SynthesisConfig(steps=7), seed=3)
+    with run.timed("optimising"):
+        pass
+    run.finish({"loss": 1.5})
+    record = _record(tmp_path / "run")
+    assert record["command"] == "synthesize"
+    assert record["config"]["steps"] == 7
+    assert record["seed"] == 3
+    assert {"torch", "timm", "psaq", "python"} <= record["versions"].keys()
+    assert record["results"] == {"loss": 1.5}
+    assert {"optimising", "total"} <= record["timings"].keys()
+
+
+def test_the_same_run_may_start_again_and_keeps_its_results(tmp_path):
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0)
+    assert _record(tmp_path)["results"] == {"loss": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "seed", "message"),
+    [
+        ("quantize", {"a": 1}, 0, "another command"),
+        ("synthesize", {"a": 2}, 0, "another config .a 1, not 2"),
+        ("synthesize", {"a": 1}, 1, "another seed"),
+    ],
+)
+def test_another_run_is_refused_and_the_first_stays(tmp_path, command, config, seed, message):
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
+    with pytest.raises(PsaqError, match=message):
+        RunFolder(tmp_path, command, config, seed=seed)
+    assert _record(tmp_path)["results"] == {"loss": 1.5}
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / RUN_FILE).write_text("{")
+    with pytest.raises(PsaqError, match=RUN_FILE):
+        RunFolder(tmp_path, "synthesize", {}, seed=0)
