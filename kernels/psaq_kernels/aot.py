@@ -1,0 +1,93 @@
+"""Compiling Triton kernels ahead of time, for GPUs that need not be present, and reading what they use."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from psaq_kernels.devices import TARGETS, DeviceLimits
+from psaq_kernels.tunable import CompileRequest
+
+
+class CompileError(RuntimeError):
+    """A kernel does not compile for a target, or its resources cannot be read."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel uses."""
+
+    registers: int  # per thread
+    spilled_bytes: int  # per thread, to local memory
+    shared_bytes: int  # per block
+
+    def fits(self, limits: DeviceLimits) -> bool:
+        return self.spilled_bytes == 0 and self.shared_bytes <= limits.shared_bytes
+
+
+def target_limits(target: str) -> DeviceLimits:
+    """The limits of a named target. Raises ValueError for a name that is not in `TARGETS`."""
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    return TARGETS[target]
+
+
+def compile_ahead(request: CompileRequest, target: str) -> Resources:
+    """Compile ``request`` for ``target`` ("sm_90", "gfx942", …) and report registers, spills and shared memory.
+
+    Raises:
+        ValueError: an unknown target.
+        CompileError: Triton's interpreter is on, or the compiler refuses the kernel.
+    """
+    limits = target_limits(target)
+    if not hasattr(request.kernel, "cache_key"):
+        raise CompileError("kernels cannot be compiled ahead of time under TRITON_INTERPRET=1; unset it")
+    options = {"num_warps": request.num_warps, "num_stages": request.num_stages}
+    try:
+        compiled = triton.compile(_source(request), target=_gpu_target(limits), options=options)
+    except Exception as error:
+        raise CompileError(f"{request.kernel.__name__} does not compile for {target}: {error}") from error
+    read = _read_amd if limits.is_amd else _read_nvidia
+    registers, spilled = read(compiled)
+    return Resources(registers, spilled, compiled.metadata.shared)
+
+
+def _source(request: CompileRequest) -> ASTSource:
+    names = request.kernel.arg_names
+    signature = {name: request.signature.get(name, "constexpr") for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in request.aligned}
+    constants = {(names.index(name),): value for name, value in request.constants.items()}
+    return ASTSource(request.kernel, signature, constants, attributes)
+
+
+def _gpu_target(limits: DeviceLimits) -> GPUTarget:
+    if limits.is_amd:
+        return GPUTarget("hip", limits.capability, limits.warp_size)
+    return GPUTarget("cuda", int(limits.capability.removeprefix("sm_")), limits.warp_size)
+
+
+def _read_nvidia(compiled: triton.compiler.CompiledKernel) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    return _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage)
+
+
+def _read_amd(compiled: triton.compiler.CompiledKernel) -> tuple[int, int]:
+    assembly = compiled.asm["amdgcn"]
+    registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)
+    return registers, _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise CompileError(f"the compiler's report holds nothing like {pattern!r}")
+    return int(found.group(1))
