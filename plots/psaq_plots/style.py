@@ -70,7 +70,9 @@ def find_style(style: str | Style) -> Style:
 @contextmanager
 def styled(style: Style) -> Iterator[None]:
     """Matplotlib's settings for ``style``, and for nothing outside this block."""
-    with mpl.rc_context(_settings(style)):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc changes no figure
+        mpl.rcParams.update(_settings(style))
         yield
 
 
@@ -78,8 +80,6 @@ def _settings(style: Style) -> dict[Any, Any]:
     small = style.font_size * 0.86
     line = 0.5 * style.scale
     return {
-        # Every setting starts from matplotlib's own default, so that a user's matplotlibrc changes no figure.
-        **{key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"},
         **dict.fromkeys(("figure.facecolor", "axes.facecolor"), style.background),
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), style.foreground),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), style.muted),

@@ -60,7 +60,8 @@ def patch_similarity_density(
     for source, source_images in sources.items():
         batches = _checked_batches(source, source_images, model, batch_size)
         parts = []
-        for batch in progress_bar(batches, description=source, unit="batch", enabled=progress):
+        total = _batch_count(source_images, batch_size)
+        for batch in progress_bar(batches, description=source, total=total, unit="batch", enabled=progress):
             features = _features(model, batch, heads, chosen)
             parts.append(similarity_density(features, grid.to(batch.device), bandwidth, backend).cpu())
         density[source] = torch.cat(parts, dim=1)
@@ -112,6 +113,10 @@ def _choose_layers(layers: Sequence[int] | None, count: int) -> list[int]:
 
 def _default_name(images: CalibrationImages) -> str:
     return "generated" if isinstance(images, SyntheticImages) else "images"
+
+
+def _batch_count(images: CalibrationImages, batch_size: int) -> int | None:
+    return ceil(len(images) / batch_size) if isinstance(images, Tensor | SyntheticImages) else None
 
 
 def _checked_batches(

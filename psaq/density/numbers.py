@@ -56,21 +56,15 @@ def layer_numbers(
 
 def describe(layers: Sequence[LayerNumbers]) -> str:
     """A source's verdict: in how many layers it has one mode and in how many more, how wide, how far from real."""
-    several = [numbers for numbers in layers if numbers.separation is not None]
+    several = [numbers.separation for numbers in layers if numbers.separation is not None]
+    distances = [numbers.to_real for numbers in layers if numbers.to_real is not None]
+    bimodal = sum(numbers.bimodal for numbers in layers) / len(layers)
     parts = [
-        _shape(len(layers), len(several)),
+        f"two modes or more in {len(several)} of {len(layers)} layers" if several else "unimodal in every layer",
+        f"{median(several):.2f} apart" if several else "",
+        f"{bimodal:.0%} of single images bimodal",
         f"90 % of pairs within {median(numbers.width for numbers in layers):.2f}",
         f"entropy {sum(numbers.entropy for numbers in layers):.2f}",
+        f"{sum(distances) / len(distances):.3f} from real (Wasserstein-1)" if distances else "",
     ]
-    if several:
-        parts.insert(1, f"{median(numbers.separation or 0 for numbers in several):.2f} apart")
-    distances = [numbers.to_real for numbers in layers if numbers.to_real is not None]
-    if distances:
-        parts.append(f"{sum(distances) / len(distances):.3f} from real (Wasserstein-1)")
-    return ", ".join(parts)
-
-
-def _shape(layers: int, several: int) -> str:
-    if several == 0:
-        return f"unimodal in all {layers} layers"
-    return f"two modes or more in {several} of {layers} layers"
+    return ", ".join(part for part in parts if part)
