@@ -69,6 +69,10 @@ class DensityCurves:
             source: [self._numbers(source, position) for position in range(len(self.layers))] for source in self.density
         }
 
+    def verdicts(self) -> dict[str, str]:
+        """Source → what its curves look like, in one line."""
+        return {source: describe(layers) for source, layers in self.numbers().items()}
+
     def summary(self) -> dict[str, Any]:
         """Every number and verdict, as JSON has it."""
         sources = {

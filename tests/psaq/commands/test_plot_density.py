@@ -1,0 +1,115 @@
+"""``python -m psaq.plot_density``: any subset of sources, files whole or absent, errors that name the input."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from psaq.commands.options import ModelOptions
+from psaq.errors import PsaqError
+from psaq.images.synthetic import SyntheticImages
+from psaq.plot_density import PlotDensity
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch, vit):
+    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos" / "inner"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        Image.effect_noise((50, 40), 60 + index).convert("RGB").save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def numbers(path):
+    return json.loads(path.read_text())["sources"]
+
+
+def test_all_three_sources_at_once(photos, tmp_path, capsys):
+    out, csv, numbers_file = tmp_path / "fig3.png", tmp_path / "fig3.csv", tmp_path / "fig3.json"
+    command = PlotDensity(
+        noise=True, real=(photos,), synthesize=True, images=2, steps=3, out=out, csv=csv, json=numbers_file
+    )
+    command.run()
+    assert {source: found["images"] for source, found in numbers(numbers_file).items()} == {
+        "noise": 2,
+        "real": 2,
+        "generated": 2,
+    }
+    printed = capsys.readouterr().out
+    assert printed.split()[-3:] == [str(out), str(csv), str(numbers_file)]
+    for source, found in numbers(numbers_file).items():
+        assert f"{source}: {found['verdict']}" in printed
+    with Image.open(out) as picture:
+        assert picture.width == 1020
+
+
+def test_a_run_of_synthesize_is_read_and_normalised_anew(tmp_path, vit, capsys):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    run = SyntheticImages(images, torch.zeros(3, dtype=torch.long), (0.0,) * 3, (1.0,) * 3)
+    run.save(tmp_path / "run")
+    same = SyntheticImages((images - 0.5) / 0.5, torch.zeros(3, dtype=torch.long), (0.5,) * 3, (0.5,) * 3)
+    same.save(tmp_path / "same")
+    for name in ("run", "same"):
+        out = tmp_path / f"{name}.png"
+        PlotDensity(generated=tmp_path / name, out=out, json=out.with_suffix(".json")).run()
+    first, second = (numbers(tmp_path / f"{name}.json")["generated"] for name in ("run", "same"))
+    assert first["entropy"] == pytest.approx(second["entropy"], rel=1e-4)
+    assert first["images"] == 3
+
+
+def test_same_seed_same_numbers(tmp_path):
+    for name in ("first", "second"):
+        PlotDensity(noise=True, images=2, seed=3, out=tmp_path / f"{name}.png", json=tmp_path / f"{name}.json").run()
+    assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_options_reach_the_measurement(tmp_path):
+    options = {"layers": (2,), "bandwidth": 0.05, "grid": 100, "per_head": True, "style": "dark"}
+    PlotDensity(noise=True, images=1, out=tmp_path / "a.svg", json=tmp_path / "a.json", **options).run()
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert (written["bandwidth"], written["grid_points"]) == (0.05, 100)
+    assert [layer["layer"] for layer in written["sources"]["noise"]["layers"]] == ["block 2"]
+    assert "#14171c" in (tmp_path / "a.svg").read_text()
+
+
+def corrupt(folder):
+    (folder / "photos" / "inner" / "1.png").write_bytes(b"not a picture")
+
+
+def empty(folder):
+    for file in (folder / "photos" / "inner").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (corrupt, {"images": 3}, "1.png: is not an image"),
+        (empty, {"images": 1}, "holds no picture"),
+        (lambda folder: None, {"images": 4}, "4 pictures: 3 were found"),
+        (lambda folder: None, {"images": 1, "layers": (9,)}, "from 1 to 2"),
+        (lambda folder: None, {"images": 1, "scenes": True}, "--real and --scenes"),
+        (lambda folder: None, {"images": 1, "synthesize": True, "generated": "x"}, "--generated and --synthesize"),
+        (lambda folder: None, {"images": 1, "generated": "nowhere"}, "no such file"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(photos, tmp_path, spoil, options, message):
+    spoil(tmp_path)
+    with pytest.raises(PsaqError, match=message):
+        PlotDensity(real=(photos,), out=tmp_path / "fig3.png", csv=tmp_path / "fig3.csv", **options).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("name", ["fig3.gif", "fig3", "file/fig3.png", "."])
+def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path, monkeypatch, name):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("loaded the model first"))
+    with pytest.raises(PsaqError, match=str(tmp_path)):
+        PlotDensity(noise=True, out=tmp_path / name).run()
