@@ -1,6 +1,5 @@
 """``python -m psaq.plot_density``: Fig. 3 of any vision transformer, in one command."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,15 @@ from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.commands.options import ModelOptions
+from psaq.commands.outputs import check_outputs
 from psaq.density import DensityCurves, LayerNumbers, describe, patch_similarity_density
 from psaq.errors import PsaqError
-from psaq.files import make_folder
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
 from psaq.models.micro import MICRO_MODELS
 from psaq.synthesis import SynthesisConfig, synthesize
-from psaq_plots import check_format
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class PlotDensity:
             raise PsaqError("--generated and --synthesize: both name the generated images; give one of them")
         if self.generated:
             return normalised_for(model, load_images(self.generated))[: self.images]
-        config = SynthesisConfig(num_images=self.images, seed=self.seed, steps=self.steps, warmup=self.steps // 5)
+        config = SynthesisConfig(num_images=self.images, seed=self.seed, steps=self.steps)
         return synthesize(model, config).images
 
     def _write(self, curves: DensityCurves) -> None:
@@ -115,17 +113,6 @@ class PlotDensity:
         for path in (self.out, self.csv, self.json):
             if path is not None:
                 print(path)
-
-
-def check_outputs(picture: Path, *others: Path | None) -> None:
-    """Find out before the work, not after it, that a result could not be written. Raises PsaqError."""
-    try:
-        check_format(picture)
-    except ValueError as error:
-        raise PsaqError(str(error)) from error
-    for path in (picture, *others):
-        if path is not None and (path.is_dir() or not os.access(make_folder(path.parent), os.W_OK)):
-            raise PsaqError(f"{path}: cannot be written; name a file in a folder of yours")
 
 
 def numbers_table(numbers: Mapping[str, Sequence[LayerNumbers]]) -> list[str]:

@@ -54,7 +54,7 @@ def patch_similarity_density(
     if not sources:
         raise PsaqError("images: there is no set of images; give at least one")
     names = list(attention_layers(model))
-    chosen = _choose_layers(layers, len(names))
+    chosen = choose_layers(layers, len(names))
     grid = similarity_grid(bandwidth, grid_points)
     density: dict[str, Float[Tensor, "layers images grid"]] = {}
     for source, source_images in sources.items():
@@ -102,7 +102,8 @@ def layer_label(name: str, index: int) -> str:
     return f"block {numbers[0] if len(numbers) == 1 else index + 1}"
 
 
-def _choose_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+def choose_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """Positions of the layers counted from 1, of ``count``; all where None. Raises PsaqError out of range."""
     if layers is None:
         return list(range(count))
     wrong = [layer for layer in layers if not 1 <= layer <= count]

@@ -1,0 +1,143 @@
+"""``psaq plot-samples`` and ``psaq plot-similarity``: the picture asked for, or an error that names the input."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from psaq.commands.options import ModelOptions
+from psaq.commands.plot_samples import PlotSamples
+from psaq.commands.plot_similarity import PlotSimilarity
+from psaq.errors import PsaqError
+from psaq.experiments.fig2 import choose_images, confidences, plot_film, plot_generated
+from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.zoo import data_config
+from psaq.synthesis import SynthesisConfig, synthesize
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch, vit):
+    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
+
+
+@pytest.fixture
+def images(vit) -> SyntheticImages:
+    return synthesize(vit, SynthesisConfig(num_images=4, steps=4, film_frames=3), progress=False)
+
+
+@pytest.fixture
+def run(images, tmp_path):
+    images.save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_samples_are_in_true_colours_under_class_and_confidence(images, vit):
+    figure = plot_generated(images, vit)
+    config = data_config(vit)
+    for axes, image, label in zip(figure.axes, images.images, images.labels, strict=True):
+        pixels = image * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]
+        shown = np.asarray(axes.images[0].get_array())
+        np.testing.assert_allclose(shown, (pixels * 255).permute(1, 2, 0), atol=0.51)
+        confidence = vit(image[None]).softmax(-1)[0, label].item()
+        assert axes.get_xlabel() == f"class {int(label)}\n{confidence:.0%}"
+
+
+def test_confidence_is_of_the_images_own_class(images, vit):
+    with torch.no_grad():
+        expected = [
+            vit(image[None]).softmax(-1)[0, label] for image, label in zip(images.images, images.labels, strict=True)
+        ]
+    torch.testing.assert_close(confidences(vit, images), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_film_goes_from_noise_to_the_image(images, vit):
+    figure = plot_film(images, vit)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels[:3]] == ["step 0", "step 2", "step 4"]
+    last = np.asarray(panels[2].images[0].get_array())
+    np.testing.assert_array_equal(last, images.true_colours()[0].permute(1, 2, 0))
+
+
+def test_classes_choose_images_and_their_film(images, vit):
+    label = int(images.labels[2])
+    kept = choose_images(images, vit, [str(label)])
+    wanted = images.labels == label
+    torch.testing.assert_close(kept.images, images.images[wanted])
+    torch.testing.assert_close(kept.film, images.film[:, wanted])
+    assert len(choose_images(images, vit, count=3)) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"film": True}, {"columns": 2, "style": "dark"}])
+def test_command_writes_the_picture(run, tmp_path, capsys, options):
+    out = tmp_path / "samples.png"
+    PlotSamples(generated=run, out=out, **options).run()
+    assert capsys.readouterr().out.strip() == str(out)
+    with Image.open(out) as picture:
+        picture.load()
+        assert picture.width == 1020
+
+
+def test_command_synthesises_where_no_run_is_named(tmp_path, monkeypatch, images):
+    asked = []
+    monkeypatch.setattr("psaq.commands.plot_samples.synthesize", lambda model, config: asked.append(config) or images)
+    PlotSamples(images=2, seed=5, out=tmp_path / "samples.png").run()
+    assert [(config.num_images, config.seed) for config in asked] == [(2, 5)]
+    assert (tmp_path / "samples.png").exists()
+
+
+def changed(run, **changes):
+    images = load_images(run)
+    fields = {name: getattr(images, name) for name in ("images", "labels", "mean", "std", "film", "provenance")}
+    SyntheticImages(**{**fields, **changes}).save(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"labels": torch.tensor([0, 1, 2, 10])}, {}, "class 10, the model knows 10"),
+        ({"images": torch.zeros(4, 3, 48, 48)}, {}, "48×48 pixels, the model takes 32×32"),
+        ({"labels": torch.tensor([0, 1, 2, 3])}, {"classes": ("9",)}, "no image was synthesised"),
+        ({}, {"classes": ("wolf",)}, "wolf"),
+        ({"film": None}, {"film": True}, "no frames"),
+        ({"provenance": {}}, {"film": True}, "do not say"),
+        ({}, {"images": 0}, "--images 0"),
+        ({}, {"columns": -1}, "--columns -1"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(run, tmp_path, changes, options, message):
+    changed(run, **changes)
+    with pytest.raises(PsaqError, match=message):
+        PlotSamples(generated=run, out=tmp_path / "samples.png", **options).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_similarity_of_each_kind_of_image(run, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.effect_noise((40, 40), 60).convert("RGB").save(photo)
+    for name, options in {
+        "photo": {"image": photo},
+        "generated": {"generated": run, "index": 3},
+        "noise": {"noise": True, "layers": (2,), "at": (0.1, 0.9), "style": "dark"},
+    }.items():
+        PlotSimilarity(out=tmp_path / f"{name}.png", **options).run()
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            picture.load()
+            assert picture.width == 1020
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": True, "image": "photo.png"}, "give one of them"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+        ({"generated": "run", "index": 4}, "holds 4 images"),
+        ({"noise": True, "layers": (7,)}, "from 1 to 2"),
+        ({"noise": True, "at": (1.5, 0.0)}, "shares"),
+        ({}, "scenes"),
+    ],
+)
+def test_similarity_names_bad_input_and_writes_nothing(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PsaqError, match=message):
+        PlotSimilarity(out=tmp_path / "similarity.png", **options).run()
+    assert not (tmp_path / "similarity.png").exists()
