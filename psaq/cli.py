@@ -14,6 +14,14 @@ COMMANDS = {
         "psaq.plot_density:PlotDensity",
         "draw the patch-similarity density of every layer (Fig. 3)",
     ),
+    "plot-samples": (
+        "psaq.commands.plot_samples:PlotSamples",
+        "draw synthesised images in true colours (Fig. 2)",
+    ),
+    "plot-similarity": (
+        "psaq.commands.plot_similarity:PlotSimilarity",
+        "draw an image beside its patch-similarity maps",
+    ),
     "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
     "tune": ("psaq.tune:Tune", "tune the kernels on this GPU, or check them for a target"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),
@@ -73,7 +81,7 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
 
 def _preset(command: type[Command], arguments: list[str]) -> Any:
     """The instance that ``--preset NAME`` names, for its fields to be the defaults of this call."""
-    presets = getattr(command, "presets", dict)()
+    presets: dict[str, Command] = getattr(command, "presets", dict)()
     for index, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
         if option == "--preset":

@@ -64,6 +64,12 @@ class SynthesisConfig:
         rate = self.learning_rate
         _require(rate is None or rate > 0, "learning_rate", rate, "positive")
 
+    @property
+    def film_steps(self) -> list[int]:
+        """The steps after which the film has a frame, 0 being the noise before the first."""
+        total, last = self.rounds * self.steps, max(self.film_frames - 1, 1)
+        return sorted({round(frame * total / last) for frame in range(self.film_frames)})
+
     @classmethod
     def paper(cls, faithful: bool = False, **options: Any) -> "SynthesisConfig":
         """The authors' schedule: 2 rounds of 500 steps, the first 100 of each to warm up, jitter ±15 then ±30 pixels.

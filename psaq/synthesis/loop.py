@@ -132,7 +132,7 @@ class Synthesis:
             mean_gradient=torch.zeros_like(pixels),
             mean_square=torch.zeros_like(pixels),
             history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
-            film=torch.zeros(config.film_frames, shown, *shape[1:], dtype=torch.uint8),
+            film=torch.zeros(len(config.film_steps), shown, *shape[1:], dtype=torch.uint8),
         )
         self._film(batch)
         return batch
@@ -200,11 +200,10 @@ class Synthesis:
 
     def _film(self, batch: BatchState) -> None:
         """Keep the images as they look now, if this is one of the moments to keep."""
-        frames, shown = batch.film.shape[:2]
-        moments = torch.linspace(0, self.total_steps, frames).round().int().tolist()
-        if shown and batch.step in moments:
+        shown = batch.film.shape[1]
+        if shown and batch.step in self.config.film_steps:
             pictures = true_colours(batch.pixels[:shown], self.data.mean, self.data.std)
-            batch.film[moments.index(batch.step)] = pictures
+            batch.film[self.config.film_steps.index(batch.step)] = pictures
 
     def _after_step(self, state: SynthesisState, batch: BatchState, file: Path | None, bar: Any) -> None:
         due = batch.step % self.config.checkpoint_every == 0 or batch.finished()
