@@ -1,0 +1,148 @@
+"""What quantisation costs: accuracy, agreement with the full-precision model, and noise in the logits."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from psaq.errors import PsaqError
+from psaq.progress import progress_bar
+
+Logits = Float[Tensor, "images classes"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a model did on a labelled dataset, and how it compares with a reference."""
+
+    top1: float
+    """Images whose most likely class is right, in percent."""
+    top5: float
+    """Images whose class is among the five most likely, in percent."""
+    n: int
+    """Number of images."""
+    agreement: float | None = None
+    """Images of which the reference predicts the same class, in percent; None without a reference."""
+    logit_sqnr: float | None = None
+    """Signal to quantisation noise over all logits, 10·log10(Σ ref² / Σ (ref − q)²), in dB; inf where equal."""
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The figures by name, for JSON and CSV."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"
+        if self.agreement is not None:
+            text += f", agreement {self.agreement:.1f} %, logit SQNR {self.logit_sqnr:.1f} dB"
+        return f"{text} ({self.n} images)"
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset[tuple[Tensor, int]],
+    reference: nn.Module | Logits | None = None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Run ``model`` over ``dataset`` of (normalised image, class index) and compare it with ``reference``.
+
+    Args:
+        reference: the full-precision model, or what `collect_logits` got from it on the same dataset.
+        workers: processes that read images beside this one.
+
+    Raises:
+        PsaqError: an empty dataset, an unreadable image, a label that is no class of the model, logits with NaN.
+    """
+    logits, labels = collect_logits(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+    if isinstance(reference, nn.Module):
+        reference, _ = collect_logits(
+            reference, dataset, batch_size=batch_size, workers=workers, progress=progress, description="Reference"
+        )
+    return compare(logits, labels, reference)
+
+
+def compare(logits: Logits, labels: Int[Tensor, "images"], reference: Logits | None = None) -> Report:
+    """The report on logits that are already there. Raises PsaqError where the shapes do not match."""
+    _check_labels(labels, logits.shape[1])
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    report = Report(_percent(ranked[:, 0]), _percent(ranked.any(1)), len(labels))
+    if reference is None:
+        return report
+    if reference.shape != logits.shape:
+        raise PsaqError(
+            f"reference logits of shape {tuple(reference.shape)}: must be {tuple(logits.shape)}, as the model's are; "
+            "take a reference with the same classes on the same images"
+        )
+    agreement = _percent(logits.argmax(1) == reference.argmax(1))
+    return Report(report.top1, report.top5, report.n, agreement, logit_sqnr(logits, reference))
+
+
+def logit_sqnr(logits: Logits, reference: Logits) -> float:
+    """10·log10(Σ reference² / Σ (reference − logits)²) over all logits, in dB."""
+    signal = reference.double().square().sum().item()
+    noise = (reference.double() - logits.double()).square().sum().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+@torch.no_grad()
+def collect_logits(
+    model: nn.Module,
+    dataset: Dataset[tuple[Tensor, int]],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+    description: str = "Evaluating",
+) -> tuple[Logits, Int[Tensor, "images"]]:
+    """The model's logits on every image, in order, and the labels. Raises PsaqError as `evaluate` does."""
+    device = next(model.parameters()).device
+    model.eval()
+    logits, labels = [], []
+    for images, targets in progress_bar(
+        _read_batches(dataset, batch_size, workers, pin=device.type == "cuda"),
+        description=description,
+        total=math.ceil(len(dataset) / batch_size),  # type: ignore[arg-type]
+        unit="batch",
+        enabled=progress,
+    ):
+        logits.append(_checked(model(images.to(device, non_blocking=True))).float().cpu())
+        labels.append(targets)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def _read_batches(
+    dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if batch_size < 1 or workers < 0:
+        raise PsaqError(f"batch_size {batch_size}, workers {workers}: need at least 1 image a batch and 0 workers")
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise PsaqError("the dataset is empty: evaluation needs at least one image")
+    try:
+        yield from DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin)
+    except PsaqError as error:
+        # A worker process wraps the message in its own traceback; the last line is ours.
+        raise PsaqError(str(error).strip().rpartition("PsaqError: ")[-1]) from None
+
+
+def _checked(logits: Logits) -> Logits:
+    if not logits.isfinite().all():
+        raise PsaqError("the model's logits hold NaN or infinity; check its weights and the images")
+    return logits
+
+
+def _check_labels(labels: Int[Tensor, "images"], classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise PsaqError(f"labels from {low} to {high}: the model has the classes 0 to {classes - 1}")
+
+
+def _percent(hits: Tensor) -> float:
+    return 100 * hits.double().mean().item()

@@ -1,0 +1,123 @@
+"""The uniform quantiser: real numbers to b-bit integers by a scale and a zero point, and back."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+
+MIN_BITS, MAX_BITS = 2, 8
+
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+
+
+class AffineQuantizer(nn.Module):
+    """Simulated ("fake") uniform quantisation.
+
+        q = clamp(round(x / scale) + zero_point, lowest, highest)        x̂ = scale · (q − zero_point)
+
+    Rounding is half to even. The gradient passes straight through where x lies inside the range, and is zero
+    outside. The output is on the grid: quantising it again changes no bit.
+
+    Args:
+        scale: the width of a step; one positive number per tensor, or one per output channel (axis 0).
+        zero_point: the integer that stands for 0.0, of the scale's shape: integers run from 0 to 2^b − 1.
+            None: symmetric, 0 stands for 0.0 and integers run from −2^(b−1) to 2^(b−1) − 1.
+        bits: 2 to 8.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Float[Tensor, "*channels"], zero_point: Int[Tensor, "*channels"] | None, bits: int):
+        super().__init__()
+        self.bits = check_bits("bits", bits)
+        self.symmetric = zero_point is None
+        self.lowest, self.highest = integer_range(bits, self.symmetric)
+        zeros = torch.zeros_like(scale) if zero_point is None else zero_point
+        self.register_buffer("scale", scale.detach().float())
+        self.register_buffer("zero_point", zeros.detach().int(), persistent=not self.symmetric)
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether every output channel has a scale of its own."""
+        return self.scale.ndim == 1
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if self.per_channel:
+            return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, 0, self.lowest, self.highest)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.lowest, self.highest)
+
+    def integers(self, x: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The b-bit integers that stand for ``x``, int8 where symmetric and uint8 otherwise."""
+        on_grid = self(x.detach()).float() / self._broadcast(self.scale, x)
+        integers = on_grid.round().int() + self._broadcast(self.zero_point, x)
+        return integers.to(torch.int8 if self.symmetric else torch.uint8)
+
+    def real(self, integers: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The real numbers that ``integers`` stand for."""
+        centred = integers.int() - self._broadcast(self.zero_point, integers)
+        return centred.float() * self._broadcast(self.scale, integers)
+
+    def _broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
+        return parameter.view(-1, *[1] * (x.ndim - 1)) if self.per_channel else parameter
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Follow a model to another device, but keep scales in float32 when it is cast to half precision."""
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    def extra_repr(self) -> str:
+        kind = "int" if self.symmetric else "uint"
+        if self.per_channel:
+            return f"{kind}{self.bits}, {len(self.scale)} channels"
+        if self.scale.is_meta:
+            return f"{kind}{self.bits}"
+        return f"{kind}{self.bits}, scale={self.scale.item():.4g}, zero_point={self.zero_point.item()}"
+
+
+def symmetric_per_channel(weight: Float[Tensor, "out ..."], bits: int) -> AffineQuantizer:
+    """The paper's weight quantiser: symmetric min-max, one scale per output channel.
+
+    scale = max|w| / ((highest − lowest) / 2); a channel of zeros gets the scale 1.
+    """
+    lowest, highest = integer_range(bits, signed=True)
+    extent = weight.detach().float().flatten(1).abs().amax(1)
+    scale = _positive_scale(extent / ((highest - lowest) / 2))
+    return AffineQuantizer(scale, None, bits)
+
+
+def asymmetric_per_tensor(
+    low: Float[Tensor, ""], high: Float[Tensor, ""], bits: int, include_zero: bool = True
+) -> AffineQuantizer:
+    """The paper's activation quantiser: asymmetric, one range [low, high] for the whole tensor.
+
+    scale = (high − low) / (2^b − 1), zero_point = clamp(−round(low / scale), 0, 2^b − 1). The range is first
+    stretched to include zero: otherwise the clamped zero point would cut off its far end. The authors' code does
+    not stretch (``include_zero=False``). A range of one point is always stretched; where that point is 0, the
+    scale is 1.
+    """
+    low, high = low.detach().float(), high.detach().float()
+    if include_zero or low == high:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    lowest, highest = integer_range(bits, signed=False)
+    scale = _positive_scale((high - low) / (highest - lowest))
+    zero_point = (-torch.round(low / scale)).clamp(lowest, highest)
+    return AffineQuantizer(scale, zero_point, bits)
+
+
+def integer_range(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and the highest b-bit integer."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def check_bits(what: str, bits: int) -> int:
+    """Return ``bits``. Raises PsaqError, naming ``what``, unless it is a whole number from 2 to 8."""
+    if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise PsaqError(f"{what}: {bits} is not a number of bits from {MIN_BITS} to {MAX_BITS}")
+    return bits
+
+
+def _positive_scale(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale.clamp(min=_SMALLEST_SCALE), torch.ones_like(scale))

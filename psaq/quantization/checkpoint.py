@@ -1,0 +1,129 @@
+"""Quantised models on disk: integers for weights, and all it takes to build the model again."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.files import load_tensors, save_tensors
+from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, model_source
+from psaq.quantization.affine import AffineQuantizer
+from psaq.quantization.convert import converted
+from psaq.quantization.points import WEIGHT, live_points
+from psaq.quantization.recipes import Recipe
+from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, unpack_nibbles
+
+KIND = "quantised model"
+
+
+def save(qmodel: nn.Module, path: Path | str) -> None:
+    """Write a quantised model: integer weights (4 bits and fewer two to a byte), scales, zero points, the rest in
+    float, and in the header the recipe, the model it was and its preprocessing.
+
+    Raises:
+        PsaqError: not a model from `psaq.quantize`, or the file cannot be written; nothing is left half-written.
+    """
+    recipe, source = getattr(qmodel, "psaq_recipe", None), model_source(qmodel)
+    if recipe is None:
+        raise PsaqError(f"{type(qmodel).__name__}: is not quantised; save what psaq.quantize returned")
+    points = live_points(qmodel)
+    header = {
+        "recipe": asdict(recipe),
+        "model": None if source is None else asdict(source),
+        "data": asdict(data_config(qmodel)),
+        "points": {name: _description(point) for name, point in points.items()},
+    }
+    integers = {_weight_name(name): _packed(qmodel, name) for name in points if name.endswith(WEIGHT)}
+    save_tensors(Path(path), {**qmodel.state_dict(), **integers}, KIND, header)
+
+
+def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """Read a quantised model: its outputs are those of the saved one, bit for bit.
+
+    Args:
+        model: the architecture, its weights ignored; needed only where the file holds a module of the user's own
+            that timm cannot build from a name.
+
+    Raises:
+        PsaqError: the file is absent, damaged, newer or of another kind, or does not fit the architecture.
+    """
+    path = Path(path)
+    tensors, header = load_tensors(path, KIND)
+    try:
+        return _restored(tensors, header, model)
+    except PsaqError as error:
+        raise PsaqError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PsaqError(f"{path}: its header is damaged ({error!r}); save the model anew") from error
+
+
+def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
+    qmodel = converted(_architecture(header) if model is None else model)
+    for name, description in header["points"].items():
+        qmodel.set_submodule(name, _blank(description, tensors[f"{name}.scale"]))
+    floats = dict(_unpacked(qmodel, tensors, header["points"]))
+    _load_strictly(qmodel, {**tensors, **floats})
+    qmodel.psaq_recipe = Recipe(**header["recipe"])  # type: ignore[assignment]
+    return qmodel
+
+
+def _architecture(header: Mapping[str, Any]) -> nn.Module:
+    if header["model"] is None:
+        raise PsaqError("holds a module that timm cannot build by name; pass it: psaq.load(path, model=module)")
+    model = build_model(ModelSource(**header["model"]))
+    config = DataConfig(**header["data"])
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **model.pretrained_cfg,  # type: ignore[dict-item]
+        **asdict(config),
+        "input_size": (3, *config.image_size),
+    }
+    return model
+
+
+def _description(point: nn.Module) -> dict[str, Any]:
+    if not isinstance(point, AffineQuantizer):
+        raise PsaqError(f"{type(point).__name__}: psaq cannot save what this point does")
+    return {"bits": point.bits, "symmetric": point.symmetric}
+
+
+def _blank(description: Mapping[str, Any], scale: Tensor) -> AffineQuantizer:
+    zero_point = None if description["symmetric"] else torch.zeros_like(scale)
+    return AffineQuantizer(scale, zero_point, description["bits"])
+
+
+def _packed(qmodel: nn.Module, name: str) -> Int[Tensor, "out packed"]:
+    quantizer = qmodel.get_submodule(name)
+    assert isinstance(quantizer, AffineQuantizer)
+    integers = quantizer.integers(qmodel.get_parameter(_weight_name(name))).flatten(1)
+    return pack_nibbles(integers) if quantizer.bits <= NIBBLE_BITS else integers
+
+
+def _unpacked(
+    qmodel: nn.Module, tensors: Mapping[str, Tensor], points: Mapping[str, Any]
+) -> Iterator[tuple[str, Float[Tensor, "out ..."]]]:
+    """The weights that the stored integers stand for, by name."""
+    for name in points:
+        if name.endswith(WEIGHT):
+            weight, stored = _weight_name(name), tensors[_weight_name(name)]
+            quantizer, shape = qmodel.get_submodule(name), qmodel.get_parameter(_weight_name(name)).shape
+            assert isinstance(quantizer, AffineQuantizer)
+            packed = quantizer.bits <= NIBBLE_BITS
+            integers = unpack_nibbles(stored, shape[1:].numel()) if packed else stored
+            yield weight, quantizer.real(integers.view(shape))
+
+
+def _load_strictly(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        qmodel.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise PsaqError(f"does not fit {type(qmodel).__name__} ({first}…); pass the model it was saved from") from error
+
+
+def _weight_name(point: str) -> str:
+    return f"{point.removesuffix(WEIGHT)}weight"

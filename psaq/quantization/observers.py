@@ -1,0 +1,35 @@
+"""What watches a point during calibration."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+
+
+class MinMaxObserver(nn.Module):
+    """The identity; remembers the smallest and the largest value that passed."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.tensor(torch.inf))
+        self.register_buffer("high", torch.tensor(-torch.inf))
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        low, high = torch.aminmax(x.float())
+        self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
+        return x
+
+    def range(self, name: str) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The observed (low, high). Raises PsaqError, naming the point, unless both are finite."""
+        if self.low > self.high:
+            raise PsaqError(f"{name}: no activation reached this point during calibration; pass at least one image")
+        if not (self.high - self.low).isfinite():
+            raise PsaqError(
+                f"{name}: activations were NaN or infinite during calibration; check the images and the weights"
+            )
+        return self.low, self.high
