@@ -97,10 +97,18 @@ def as_json(value: Any) -> Any:
 
 
 def _difference(previous: Any, current: Any) -> str:
-    if not isinstance(previous, dict) or not isinstance(current, dict):
-        return f"{previous!r}, not {current!r}"
-    keys = [key for key in {**previous, **current} if previous.get(key) != current.get(key)]
-    return ", ".join(f"{key} {previous.get(key)!r}, not {current.get(key)!r}" for key in keys[:3])
+    """The first few settings that differ, by dotted name."""
+    before, after = dict(_settings(previous)), dict(_settings(current))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:3])
+
+
+def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _settings(item, f"{name}.{key}" if name else key)
 
 
 def _version(package: str) -> str:
