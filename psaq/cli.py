@@ -22,6 +22,7 @@ COMMANDS = {
         "psaq.commands.plot_similarity:PlotSimilarity",
         "draw an image beside its patch-similarity maps",
     ),
+    "report": ("psaq.commands.report:ReportRun", "write a run's page, report.html, anew"),
     "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
     "tune": ("psaq.tune:Tune", "tune the kernels on this GPU, or check them for a target"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),

@@ -4,7 +4,7 @@ Every function returns a `matplotlib.figure.Figure`; none shows or saves it, and
 """
 
 from psaq_plots.accuracy import accuracy_figure
-from psaq_plots.canvas import FORMATS, check_format, save_figure
+from psaq_plots.canvas import FORMATS, check_format, figure_bytes, save_figure
 from psaq_plots.density import density_figure
 from psaq_plots.layer_errors import layer_errors_figure
 from psaq_plots.losses import losses_figure
@@ -19,6 +19,7 @@ __all__ = [
     "accuracy_figure",
     "check_format",
     "density_figure",
+    "figure_bytes",
     "film_figure",
     "layer_errors_figure",
     "losses_figure",

@@ -1,7 +1,8 @@
 """Figures without a screen: made by matplotlib's object interface, written with their fonts inside."""
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -41,5 +42,17 @@ def save_figure(figure: Figure, path: Path) -> None:
         OSError: ``path`` cannot be written.
     """
     check_format(path)
+    _save(figure, path, Path(path).suffix.lower())
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """What `save_figure` would write to a file of this ending."""
+    check_format(Path(f"figure{ending}"))
+    stream = io.BytesIO()
+    _save(figure, stream, ending)
+    return stream.getvalue()
+
+
+def _save(figure: Figure, target: Path | IO[bytes], ending: str) -> None:
     with mpl.rc_context(_EMBEDDED):
-        figure.savefig(path, dpi=figure.dpi, metadata=_NO_DATE[Path(path).suffix.lower()])
+        figure.savefig(target, format=ending.removeprefix("."), dpi=figure.dpi, metadata=_NO_DATE[ending])

@@ -46,9 +46,10 @@ def similarity_figure(
     _check(image, similarities, maps, patch, layers)
     per_band = min(len(layers), 6)
     bands = ceil(len(layers) / per_band)
+    titles = 1 + max(name.count(" · ") for name in layers)
     with styled(style):
         cell = style.width / (PICTURE_CELLS + per_band + 0.9)
-        figure = new_figure(style, height=bands * (2 * cell + 3.4 * style.font_size / 72))
+        figure = new_figure(style, height=bands * (2 * cell + (2 + titles) * style.font_size / 72))
         ratios = [*[1.0] * (PICTURE_CELLS + per_band), 0.1]
         cells = figure.add_gridspec(2 * bands, len(ratios), width_ratios=ratios)
         _show_image(figure.add_subplot(cells[:2, :PICTURE_CELLS]), image, patch, style)
@@ -106,7 +107,7 @@ def _show_image(
     left, top, width, height = patch[0] * columns, patch[1] * rows, patch[2] * columns, patch[3] * rows
     corner = (left - 0.5, top - 0.5)
     # White around black: seen on any picture.
-    for colour, thickness in (("black", 2.4), ("white", 1.2)):
+    for colour, thickness in (("black", 1.8), ("white", 0.9)):
         line = thickness * style.scale
         panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line))
 

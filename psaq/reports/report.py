@@ -1,0 +1,76 @@
+"""``report.html``: everything a run left behind on one page, in one file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from psaq.errors import PsaqError
+from psaq.files import read_json, write_text
+from psaq.reports import sections
+from psaq.runs import RUN_FILE
+
+REPORT_FILE = "report.html"
+TEMPLATE = "report.html.jinja"
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write ``report.html`` beside a run's ``run.json``. Returns its path.
+
+    The page holds its pictures and styles, and asks no network for anything. It shows what the run recorded
+    (results, losses, errors by layer, sizes, pictures, configuration) and nothing else.
+
+    Raises:
+        PsaqError: there is no run in the folder, or one of its files is damaged; no report is written then.
+    """
+    folder = Path(folder)
+    path = folder / REPORT_FILE
+    write_text(path, _environment().get_template(TEMPLATE).render(_contents(folder, _record(folder))))
+    return path
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    file = folder / RUN_FILE
+    if not file.exists():
+        raise PsaqError(f"{folder}: holds no {RUN_FILE}; name the folder of a run")
+    record = read_json(file)
+    if not isinstance(record, Mapping) or "command" not in record:
+        raise PsaqError(f"{file}: does not say which command ran; it is no run's record")
+    return record
+
+
+def _contents(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    results = record.get("results") or {}
+    rows = results.get("table") or []
+    sqnr = results.get("layer_sqnr") or {}
+    pictures = [
+        sections.accuracy_picture(rows) if rows else None,
+        *sections.found_pictures(folder),
+        sections.losses_picture(folder),
+        sections.layer_errors_picture(sqnr) if sqnr else None,
+    ]
+    return {
+        "title": f"psaq {record['command']}",
+        "facts": sections.run_facts(record),
+        "table": sections.result_table(rows) if rows else None,
+        "pictures": [picture for picture in pictures if picture is not None],
+        "verdicts": sections.density_verdicts(folder),
+        "sizes": sections.model_sizes(results.get("sizes") or {}),
+        "details": {
+            "Results": sections.other_results(results),
+            "Configuration": sections.flat_config(record.get("config") or {}),
+            "Timings": {step: sections.duration(time) for step, time in (record.get("timings") or {}).items()},
+            "Versions": {name: str(version) for name, version in (record.get("versions") or {}).items()},
+        },
+    }
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("psaq.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,219 @@
+"""From what a run recorded to what its page shows. What was not recorded is not shown."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from psaq.errors import PsaqError
+from psaq.files import read_json
+from psaq.reports.pictures import TITLES, Picture, drawn, found
+from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure
+
+HISTORY = "history.csv"
+DENSITY = "density.json"
+SOURCES = {"Standard": "real", "Gaussian": "noise", "PSAQ": "generated"}
+"""Table 1's words for where calibration images come from, and the colours' names for them."""
+COLUMNS = {
+    "model": "model",
+    "precision": "precision",
+    "method": "calibrated on",
+    "fp_top1": "FP top-1",
+    "top1": "top-1",
+    "top5": "top-5",
+    "agreement": "agreement",
+    "logit_sqnr": "logit SQNR",
+    "paper_top1": "published top-1",
+    "n": "images",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings. ``numeric`` tells which columns are numbers."""
+
+    headings: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model takes on disk, as text and as a share of the largest in percent."""
+
+    name: str
+    text: str
+    share: float
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """What stands at the top: what ran, from which seed, where, for how long."""
+    timings = record.get("timings") or {}
+    facts = {
+        "command": f"psaq {record['command']}",
+        "model": _model_name(record.get("config") or {}),
+        "seed": record.get("seed"),
+        "device": record.get("device"),
+        "time": duration(timings["total"]) if "total" in timings else "not finished",
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The run's accuracies, with the published ones where they are known."""
+    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    return Table(
+        headings=[COLUMNS[name] for name in names],
+        rows=[[_cell(name, row.get(name)) for name in names] for row in rows],
+        numeric=[name not in ("model", "precision", "method") for name in names],
+    )
+
+
+def accuracy_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
+    """The same table as dots."""
+    places = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
+    cells = {(row["model"], row["precision"], _source(row)): row for row in rows}
+    sources = list(dict.fromkeys(_source(row) for row in rows))
+
+    def column(source: str, name: str) -> list[float]:
+        return [_number(cells.get((*place, source), {}).get(name)) for place in places]
+
+    full_precision = [next(_number(cells[key].get("fp_top1")) for key in cells if key[:2] == place) for place in places]
+    published = {source: column(source, "paper_top1") for source in sources}
+
+    def draw(style: str) -> Figure:
+        return accuracy_figure(
+            {source: column(source, "top1") for source in sources},
+            [f"{model} {precision}" for model, precision in places],
+            full_precision,
+            {source: values for source, values in published.items() if np.isfinite(values).any()},
+            style,
+        )
+
+    return drawn("Accuracy", "Top-1 by source of the calibration images, beside full precision.", draw)
+
+
+def losses_picture(folder: Path) -> Picture | None:
+    """The losses over the steps, where the run kept them."""
+    file = folder / HISTORY
+    if not file.exists():
+        return None
+    history = read_history(file)
+    return drawn("Losses", "Over the steps of the synthesis.", lambda style: losses_figure(history, style))
+
+
+def read_history(file: Path) -> dict[str, Float[ndarray, "batches steps"]]:
+    """Loss name → values. Raises PsaqError where the file is damaged."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            header, *rows = list(csv.reader(stream))
+        values = np.array(rows, dtype=float)
+        batches = len(np.unique(values[:, header.index("batch")]))
+        names = [name for name in header if name not in ("batch", "step")]
+        return {name: values[:, header.index(name)].reshape(batches, -1) for name in names}
+    except (OSError, ValueError, IndexError) as error:
+        raise PsaqError(f"{file}: is damaged ({error}); remove it, or run again") from error
+
+
+def layer_errors_picture(sqnr: Mapping[str, Mapping[str, float | None]]) -> Picture:
+    """SQNR by layer: name → {"weights": dB, "activations": dB}."""
+    kinds = list(dict.fromkeys(kind for layer in sqnr.values() for kind in layer))
+    values = {kind: np.array([_number(layer.get(kind)) for layer in sqnr.values()]) for kind in kinds}
+    return drawn(
+        "Quantisation error by layer",
+        "Signal-to-quantisation-noise ratio; further right is better.",
+        lambda style: layer_errors_figure(values, list(sqnr), style),
+    )
+
+
+def model_sizes(sizes: Mapping[str, float]) -> list[Size]:
+    """Bytes by name, the largest first."""
+    largest = max(sizes.values(), default=1) or 1
+    ordered = sorted(sizes.items(), key=lambda item: -item[1])
+    return [Size(name.replace("_", " "), _bytes(size), 100 * size / largest) for name, size in ordered]
+
+
+def found_pictures(folder: Path) -> list[Picture]:
+    """The run's own pictures, its parts' after its own."""
+    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name != "images")
+    return [
+        found(file, "" if place == folder else place.name)
+        for place in (folder, *parts)
+        for file in sorted(place.glob("*.png"), key=_order)
+    ]
+
+
+def density_verdicts(folder: Path) -> dict[str, str]:
+    """What the density curves say, source by source, where the run kept their numbers."""
+    file = folder / DENSITY
+    if not file.exists():
+        return {}
+    try:
+        return {source: numbers["verdict"] for source, numbers in read_json(file)["sources"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PsaqError(f"{file}: lacks {error}; remove it, or draw the densities anew") from error
+
+
+def other_results(results: Mapping[str, Any]) -> dict[str, str]:
+    """Single numbers and words among the results."""
+    return dict(_flat({name: value for name, value in results.items() if isinstance(value, int | float | str)}))
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every option with its value; those of a group as group.option."""
+    return dict(_flat(config))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "–"
+        else:
+            yield f"{prefix}{name}", "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _model_name(config: Mapping[str, Any]) -> Any:
+    model = config.get("model")
+    return model.get("model") if isinstance(model, Mapping) else model
+
+
+def _order(file: Path) -> tuple[int, str]:
+    known = list(TITLES)
+    return (known.index(file.stem) if file.stem in known else len(known), file.stem)
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    return SOURCES.get(row["method"], row["method"])
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    units = {"logit_sqnr": " dB", "n": "", "model": "", "precision": "", "method": ""}
+    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{text}{units.get(name, ' %')}"
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _bytes(size: float) -> str:
+    power = min(len(str(int(size))) - 1, 14) // 3
+    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
