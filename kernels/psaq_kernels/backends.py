@@ -26,7 +26,7 @@ def choose_backend(requested: str | None, device: torch.device) -> str:
     obstacle = triton_obstacle(device)
     if requested == "triton" and obstacle:
         raise BackendError(f'backend="triton" cannot run: {obstacle}; use backend="torch" or leave it out')
-    return "torch" if obstacle or interpreting(device) and requested is None else "triton"
+    return "torch" if obstacle or (interpreting(device) and requested is None) else "triton"
 
 
 def triton_obstacle(device: torch.device) -> str | None:

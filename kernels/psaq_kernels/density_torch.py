@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psaq_kernels.density_cells import CELLS_PER_INTERVAL, Cells, gaussian, hermite_weights
+from psaq_kernels.density_cells import CELLS_PER_INTERVAL, ORDERS, Cells, corner_weights, kernel_derivatives
 
 BLOCK = 1 << 17  # similarities formed at once: about 2 MB of workspace, which stays in the cores' caches
 KERNEL_BLOCK = 1 << 20  # kernel values evaluated at once
@@ -62,47 +62,57 @@ def similarity_extremes(layers: Sequence[Features]) -> tuple[Float[Tensor, ""], 
 # Forward: features -> counts per cell -> sums per node -> density --------------------------------------------
 
 
-def _node_sums(features: Features, cells: Cells, workspace: "_Workspace") -> Float[Tensor, "images nodes two"]:
+def _node_sums(features: Features, cells: Cells, workspace: "_Workspace") -> Float[Tensor, "images nodes orders"]:
     """The kernel's interpolation weights summed over an image's similarities, divided by their number."""
-    images, windows, patches, _ = features.shape
+    _, windows, patches, _ = features.shape
     sums = [_chunk_node_sums(features[chunk], cells, workspace) for chunk in _chunks(features, cells.count)]
     return torch.cat(sums) / (windows * patches**2)
 
 
-def _chunk_node_sums(features: Features, cells: Cells, workspace: "_Workspace") -> Float[Tensor, "images nodes two"]:
+def _chunk_node_sums(features: Features, cells: Cells, workspace: "_Workspace") -> Float[Tensor, "images nodes orders"]:
     normalized = _normalize(features)
-    moments = features.new_zeros(2, features.shape[0], cells.count, dtype=torch.float64)
+    sums = features.new_zeros(2, features.shape[0], cells.count, dtype=torch.float64)
     for block in _blocks(normalized.unit):
-        _count(block, moments, cells, workspace)
+        _count(block, sums, cells, workspace)
     corners = torch.einsum(
         "m b i c, m c k -> b i k",
-        rearrange(moments, "m b (i c) -> m b i c", c=CELLS_PER_INTERVAL),
-        hermite_weights(features.device),
+        rearrange(_central_moments(*sums), "m b (i c) -> m b i c", c=CELLS_PER_INTERVAL),
+        corner_weights(features.device),
     )
-    nodes = corners.new_zeros(features.shape[0], cells.nodes, 2)
-    nodes[:, :-1] += corners[..., :2]
-    nodes[:, 1:] += corners[..., 2:]
+    nodes = corners.new_zeros(features.shape[0], cells.nodes, ORDERS)
+    nodes[:, :-1] += corners[..., :ORDERS]
+    nodes[:, 1:] += corners[..., ORDERS:]
     return nodes.masked_fill_(~normalized.finite[:, None, None], torch.nan)
 
 
-def _count(block: "_Block", moments: Float[Tensor, "two images cells"], cells: Cells, workspace: "_Workspace") -> None:
-    """Add each similarity to its cell: one to the number, its fraction of the cell to the first moment."""
-    index, fraction = workspace.locate(block, moments.shape[1], cells)
-    weight = workspace.double(fraction)
-    moments[0].scatter_add_(1, index, weight.new_ones(()).expand_as(weight))
-    moments[1].scatter_add_(1, index, weight)
+def _count(block: "_Block", sums: Float[Tensor, "two images cells"], cells: Cells, workspace: "_Workspace") -> None:
+    """Add each similarity to its cell: one to the number, its height in the cell (0 to 1) to the sum."""
+    index, height = workspace.locate(block, sums.shape[1], cells)
+    height = workspace.double(height)
+    sums[0].scatter_add_(1, index, height.new_ones(()).expand_as(height))
+    sums[1].scatter_add_(1, index, height)
+
+
+def _central_moments(
+    number: Float[Tensor, "images cells"], height: Float[Tensor, "images cells"]
+) -> Float[Tensor, "orders images cells"]:
+    """Moments about the cell's centre; the second is that of similarities which all sit at their mean."""
+    first = height - number / 2
+    return torch.stack((number, first, first**2 / number.clamp_min(1)))
 
 
 def _smooth(
-    nodes: Float[Tensor, "layers images nodes two"], grid: Float[Tensor, "grid"], cells: Cells
+    nodes: Float[Tensor, "layers images nodes orders"], grid: Float[Tensor, "grid"], cells: Cells
 ) -> Float[Tensor, "layers images grid"]:
-    positions = cells.node_positions(grid.device)
-    values, slopes = nodes.unbind(-1)
-    density = []
-    for points in grid.double().split(max(1, KERNEL_BLOCK // cells.nodes)):
-        kernel, slope, _ = gaussian(points, positions, cells.bandwidth)
-        density.append(values @ kernel + slopes @ slope.mul_(cells.interval_width))
+    density = [
+        torch.einsum("l b n k, k n g -> l b g", nodes, kernel_derivatives(points, cells, first=0))
+        for points in grid.double().split(_grid_step(cells))
+    ]
     return torch.cat(density, -1).float()
+
+
+def _grid_step(cells: Cells) -> int:
+    return max(1, KERNEL_BLOCK // cells.nodes)
 
 
 # Backward: density's gradient -> dLoss/dΓ per node -> per cell -> per similarity -> features ------------------
@@ -110,24 +120,17 @@ def _smooth(
 
 def _slope_at_nodes(
     gradient: Float[Tensor, "layers images grid"], grid: Float[Tensor, "grid"], cells: Cells
-) -> Float[Tensor, "layers images nodes two"]:
-    """dLoss/dΓ for a similarity at each node, and its slope per interval; the 1/N² is left out."""
-    positions = cells.node_positions(grid.device)
-    steps = zip(
-        grid.double().split(KERNEL_BLOCK // cells.nodes),
-        gradient.double().split(KERNEL_BLOCK // cells.nodes, -1),
-        strict=True,
-    )
-    table = gradient.new_zeros(*gradient.shape[:2], cells.nodes, 2, dtype=torch.float64)
-    for points, weights in steps:
-        _, slope, curvature = gaussian(points, positions, cells.bandwidth)
-        table[..., 0] += weights @ slope.mT
-        table[..., 1] += weights @ curvature.mul_(cells.interval_width).mT
+) -> Float[Tensor, "layers images nodes orders"]:
+    """dLoss/dΓ for a similarity at each node, its slope and curvature per interval; the 1/N² is left out."""
+    points, weights = grid.double().split(_grid_step(cells)), gradient.double().split(_grid_step(cells), -1)
+    table = gradient.new_zeros(*gradient.shape[:2], cells.nodes, ORDERS, dtype=torch.float64)
+    for x, weight in zip(points, weights, strict=True):
+        table += torch.einsum("l b g, k n g -> l b n k", weight, kernel_derivatives(x, cells, first=1))
     return table
 
 
 def _feature_gradient(
-    features: Features, table: Float[Tensor, "images nodes two"], cells: Cells, workspace: "_Workspace"
+    features: Features, table: Float[Tensor, "images nodes orders"], cells: Cells, workspace: "_Workspace"
 ) -> Features:
     gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
     for chunk in _chunks(features, cells.count):
@@ -136,7 +139,7 @@ def _feature_gradient(
 
 
 def _chunk_gradient(
-    features: Features, table: Float[Tensor, "images nodes two"], cells: Cells, workspace: "_Workspace"
+    features: Features, table: Float[Tensor, "images nodes orders"], cells: Cells, workspace: "_Workspace"
 ) -> Features:
     """2/‖x_i‖ (1 − x̂_i x̂_iᵀ) Σ_j dΓ_ij (x̂_j − x̂_i).
 
@@ -170,11 +173,12 @@ def _attraction(
     return attraction
 
 
-def _expand(table: Float[Tensor, "images nodes two"], cells: Cells) -> Float[Tensor, "moments images cells"]:
+def _expand(table: Float[Tensor, "images nodes orders"], cells: Cells) -> Float[Tensor, "two images cells"]:
     """dLoss/dΓ at the lower edge of every cell, and its increase across the cell."""
     corners = torch.cat((table[:, :-1], table[:, 1:]), -1)
-    weights = hermite_weights(table.device)
-    return rearrange(torch.einsum("b i k, m c k -> m b i c", corners, weights), "m b i c -> m b (i c)")
+    weights = corner_weights(table.device)[:2]
+    centre, increase = rearrange(torch.einsum("b i k, m c k -> m b i c", corners, weights), "m b i c -> m b (i c)")
+    return torch.stack((centre - increase / 2, increase))
 
 
 # Normalisation -----------------------------------------------------------------------------------------------
@@ -252,10 +256,10 @@ class _Workspace:
 
     def locate(self, block: _Block, images: int, cells: Cells) -> tuple[Index, Fraction]:
         """The cell of every similarity and the fraction of the cell that lies below it."""
-        half = block.rows.new_full((), cells.count / 2)
+        middle = block.rows.new_full((), cells.count / 2)
         position = _view(self._similarity, block.shape)
-        torch.baddbmm(half, block.rows, block.columns.mT, alpha=cells.count / 2, out=position)
-        position = position.view(images, -1).clamp_(0, cells.count * (1 - 2**-23))
+        torch.baddbmm(middle, block.rows, block.columns.mT, alpha=cells.per_unit, out=position)
+        position = position.view(images, -1)
         index = _view(self._index, position.shape).copy_(position)
         return index, position.frac_()
 
