@@ -37,7 +37,7 @@ class PlotDensity:
     scenes: bool = False
     """Draw rendered scenes as the real images (bundled models only)."""
     generated: Path | None = None
-    """Draw the images of this run of ``psaq synthesize``."""
+    """Draw the images of this run of `psaq synthesize`."""
     synthesize: bool = False
     """Synthesise images now and draw them."""
     images: int = 16

@@ -35,8 +35,8 @@ def layer_errors_figure(
         line = 1.35 * style.font_size / 72 * 0.8
         figure = new_figure(style, height=len(layers) * line + 5 * style.font_size / 72)
         panel = figure.subplots()
-        finite = np.stack([np.asarray(values, dtype=float) for values in sqnr.values()])
-        panel.hlines(rows, *_ends(finite), color=style.rule, linewidth=0.8 * style.scale, zorder=1)
+        all_values = np.stack([np.asarray(values, dtype=float) for values in sqnr.values()])
+        panel.hlines(rows, *_ends(all_values), color=style.rule, linewidth=0.8 * style.scale, zorder=1)
         for position, (kind, values) in enumerate(sqnr.items()):
             colour = style.colour(_COLOURS.get(kind, kind), position)
             marker = "os^D"[position % 4]
@@ -50,6 +50,9 @@ def layer_errors_figure(
 
 
 def _ends(values: Float[ndarray, "kinds layers"]) -> tuple[Float[ndarray, "layers"], Float[ndarray, "layers"]]:
-    """Where each layer's connecting line starts and ends; no line, where it has no number at all."""
-    known = np.where(np.isfinite(values).any(0), values, 0)
-    return np.nanmin(known, axis=0), np.nanmax(known, axis=0)
+    """Where each layer's connecting line starts and ends: nowhere, where it has no finite number."""
+    finite = np.isfinite(values)
+    lowest = np.where(finite, values, np.inf).min(0)
+    highest = np.where(finite, values, -np.inf).max(0)
+    some = finite.any(0)
+    return np.where(some, lowest, np.nan), np.where(some, highest, np.nan)

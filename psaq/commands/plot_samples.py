@@ -20,7 +20,7 @@ class PlotSamples:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     generated: Path | None = None
-    """A run of ``psaq synthesize``; without it, images are synthesised now."""
+    """A run of `psaq synthesize`; without it, images are synthesised now."""
     classes: tuple[str, ...] = ()
     """Only images of these classes, each by name or number."""
     images: int = 16

@@ -29,7 +29,7 @@ class PlotSimilarity:
     image: Path | None = None
     """A picture file."""
     generated: Path | None = None
-    """A run of ``psaq synthesize`` that holds the image."""
+    """A run of `psaq synthesize` that holds the image."""
     index: int = 0
     """Which image of the run, or which scene."""
     noise: bool = False

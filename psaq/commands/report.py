@@ -10,7 +10,7 @@ from psaq.reports import write_report
 
 @dataclass(frozen=True)
 class ReportRun:
-    """Write ``report.html`` of a run anew: one file with its results, figures and configuration."""
+    """Write `report.html` of a run anew: one file with its results, figures and configuration."""
 
     run_folder: tyro.conf.Positional[Path]
     """The folder that holds the run's run.json."""

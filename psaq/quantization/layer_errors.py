@@ -1,0 +1,68 @@
+"""What quantisation costs each layer: the signal-to-quantisation-noise ratio of its weights and activations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf, log10
+
+import torch
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.images.batches import CalibrationImages, image_batches
+from psaq.quantization.affine import AffineQuantizer
+from psaq.quantization.points import WEIGHT, live_points
+
+
+def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int = 32) -> dict[str, dict[str, float]]:
+    """SQNR of each layer of a quantised model, in dB: 10 log10 (Σ x² / Σ (x − x̂)²).
+
+    Args:
+        qmodel: what `quantize` returned.
+        images: normalised for the model; activations are those that these images cause.
+
+    Returns:
+        Layer → {"weights": dB, "activations": dB}, in the order of the model's modules; what a layer does not
+        quantise is left out. Of several activations of a layer, the one with the lowest ratio counts.
+
+    Raises:
+        PsaqError: the model has nothing quantised, or there are no images.
+    """
+    quantizers = {name: point for name, point in live_points(qmodel).items() if isinstance(point, AffineQuantizer)}
+    if not quantizers:
+        raise PsaqError(f"{type(qmodel).__name__}: has nothing quantised; give what psaq.quantize returned")
+    energies = {name: torch.zeros(2, dtype=torch.float64) for name in quantizers}
+    with torch.no_grad(), _listening(quantizers, energies):
+        for batch in image_batches(images, batch_size, next(qmodel.parameters()).device):
+            qmodel(batch)
+    return _by_layer({name: _decibels(*energy.tolist()) for name, energy in energies.items() if energy[0] > 0})
+
+
+@contextmanager
+def _listening(quantizers: dict[str, AffineQuantizer], energies: dict[str, Tensor]) -> Iterator[None]:
+    def add(energy: Tensor, signal: Tensor, quantised: Tensor) -> None:
+        noise = quantised.double() - signal.double()
+        energy += torch.stack([signal.double().square().sum(), noise.square().sum()]).cpu()
+
+    handles = [
+        quantizer.register_forward_hook(lambda _, inputs, output, energy=energies[name]: add(energy, inputs[0], output))
+        for name, quantizer in quantizers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_layer(decibels: dict[str, float]) -> dict[str, dict[str, float]]:
+    layers: dict[str, dict[str, float]] = {}
+    for name, value in decibels.items():
+        layer, _, point = name.rpartition(".")
+        kinds = layers.setdefault(layer or name, {})
+        kind = "weights" if point == WEIGHT else "activations"
+        kinds[kind] = min(value, kinds.get(kind, inf))
+    return layers
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return 10 * log10(signal / noise) if noise > 0 else inf
