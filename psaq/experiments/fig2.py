@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
@@ -10,13 +12,14 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.files import write_whole
 from psaq.images.batches import image_batches
 from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.classes import class_names, find_class
 from psaq.models.zoo import data_config
 from psaq.synthesis import SynthesisConfig
-from psaq_plots import Style, film_figure, samples_figure
+from psaq_plots import Style, film_figure, samples_figure, save_figure
 
 
 def plot_generated(
@@ -38,6 +41,15 @@ def plot_film(images: SyntheticImages, model: nn.Module, style: str | Style = "p
     names = class_names(model)
     captions = [names[label] for label in images.labels[: images.film.shape[1]]]
     return film_figure(_last_colours(images.film), _film_steps(images), captions, style)
+
+
+def draw_run(images: SyntheticImages, model: nn.Module, folder: Path) -> None:
+    """Write ``samples.png`` and, where the synthesis kept frames, ``film.png`` of a run into its folder."""
+    figures = {"samples.png": plot_generated(choose_images(images, model, count=16), model)}
+    if images.film is not None:
+        figures["film.png"] = plot_film(choose_images(images, model, count=4), model)
+    for name, figure in figures.items():
+        write_whole(folder / name, partial(save_figure, figure))
 
 
 def choose_images(

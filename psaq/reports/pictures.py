@@ -46,7 +46,12 @@ def found(file: Path, where: str = "") -> Picture:
         content = file.read_bytes()
     except OSError as error:
         raise PsaqError(f"{file}: cannot be read ({error.strerror}); remove it or write it anew") from error
-    return Picture(f"{title}: {where}" if where else title, caption, _data_uri("image/png", content))
+    return Picture(titled(title, where), caption, _data_uri("image/png", content))
+
+
+def titled(title: str, where: str) -> str:
+    """A title that also says of which part of the run, where it is of one."""
+    return f"{title}: {where}" if where else title
 
 
 def _svg(figure: Figure) -> str:

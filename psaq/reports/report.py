@@ -47,7 +47,7 @@ def _contents(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     pictures = [
         sections.accuracy_picture(rows) if rows else None,
         *sections.found_pictures(folder),
-        sections.losses_picture(folder),
+        *sections.losses_pictures(folder),
         sections.layer_errors_picture(sqnr) if sqnr else None,
     ]
     return {

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy import ndarray
 
 from psaq.errors import PsaqError
 from psaq.files import read_json
-from psaq.reports.pictures import TITLES, Picture, drawn, found
+from psaq.reports.pictures import TITLES, Picture, drawn, found, titled
 from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure
 
 HISTORY = "history.csv"
@@ -99,13 +100,18 @@ def accuracy_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
     return drawn("Accuracy", "Top-1 by source of the calibration images, beside full precision.", draw)
 
 
-def losses_picture(folder: Path) -> Picture | None:
-    """The losses over the steps, where the run kept them."""
-    file = folder / HISTORY
-    if not file.exists():
-        return None
-    history = read_history(file)
-    return drawn("Losses", "Over the steps of the synthesis.", lambda style: losses_figure(history, style))
+def places(folder: Path) -> dict[str, Path]:
+    """The run's folder, nameless, and those of its parts by name."""
+    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name != "images")
+    return {"": folder, **{part.name: part for part in parts}}
+
+
+def losses_pictures(folder: Path) -> Iterator[Picture]:
+    """The losses over the steps, of each synthesis that the run kept them of."""
+    for name, place in places(folder).items():
+        if (place / HISTORY).exists():
+            history = read_history(place / HISTORY)
+            yield drawn(titled("Losses", name), "Over the steps of the synthesis.", partial(losses_figure, history))
 
 
 def read_history(file: Path) -> dict[str, Float[ndarray, "batches steps"]]:
@@ -141,23 +147,19 @@ def model_sizes(sizes: Mapping[str, float]) -> list[Size]:
 
 def found_pictures(folder: Path) -> list[Picture]:
     """The run's own pictures, its parts' after its own."""
-    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name != "images")
     return [
-        found(file, "" if place == folder else place.name)
-        for place in (folder, *parts)
-        for file in sorted(place.glob("*.png"), key=_order)
+        found(file, name) for name, place in places(folder).items() for file in sorted(place.glob("*.png"), key=_order)
     ]
 
 
 def density_verdicts(folder: Path) -> dict[str, str]:
     """What the density curves say, source by source, where the run kept their numbers."""
-    file = folder / DENSITY
-    if not file.exists():
-        return {}
-    try:
-        return {source: numbers["verdict"] for source, numbers in read_json(file)["sources"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PsaqError(f"{file}: lacks {error}; remove it, or draw the densities anew") from error
+    return {
+        titled(source, name): verdict
+        for name, place in places(folder).items()
+        if (place / DENSITY).exists()
+        for source, verdict in _verdicts(place / DENSITY).items()
+    }
 
 
 def other_results(results: Mapping[str, Any]) -> dict[str, str]:
@@ -176,6 +178,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _verdicts(file: Path) -> dict[str, str]:
+    try:
+        return {source: numbers["verdict"] for source, numbers in read_json(file)["sources"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PsaqError(f"{file}: lacks {error}; remove it, or draw the densities anew") from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

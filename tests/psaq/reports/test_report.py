@@ -50,6 +50,7 @@ def run(tmp_path):
     save_figure(density_figure(GRID, density_curves(2), ["block 1", "block 2"]), folder / "micro_vit" / "density.png")
     (folder / "images").mkdir()
     (folder / "images" / "0000_class1.png").write_bytes(b"not to be shown")
+    (folder / "micro_vit" / "history.csv").write_text("batch,step,total\n0,0,1.5\n")
     (folder / "density.json").write_text(json.dumps({"sources": {"noise": {"verdict": "unimodal in all 2 layers"}}}))
     return folder
 
@@ -91,6 +92,7 @@ def test_pictures_are_the_runs_and_those_drawn_from_its_numbers(run):
         "Synthesised images",
         "Patch-similarity density: micro_vit",
         "Losses",
+        "Losses: micro_vit",
         "Quantisation error by layer",
     ]
 
@@ -179,7 +181,7 @@ def test_browser_shows_every_picture_without_complaint(run, page, width, dark):
     file = write_report(run)
     page.open(file, width, dark)
     shown = page.ask("Array.from(document.images).map(i => [i.complete, i.naturalWidth, i.clientWidth])")
-    assert len(shown) == 5
+    assert len(shown) == 6
     assert all(complete and natural > 100 and client > 100 for complete, natural, client in shown)
     assert page.ask("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
     assert page.complaints == []
