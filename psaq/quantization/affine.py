@@ -18,7 +18,8 @@ class AffineQuantizer(nn.Module):
 
         q = clamp(round(x / scale) + zero_point, lowest, highest)        x̂ = scale · (q − zero_point)
 
-    Rounding is half to even. The gradient passes straight through where x lies inside the range, and is zero
+    Rounding is half to even; the quotient is the product with the inverse of the scale in float32, as in torch and
+    in integer kernels. The gradient passes straight through where x lies inside the range, and is zero
     outside. The output is on the grid: quantising it again changes no bit.
 
     Args:

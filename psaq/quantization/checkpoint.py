@@ -14,7 +14,7 @@ from psaq.files import load_tensors, save_tensors
 from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, model_source
 from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.convert import converted
-from psaq.quantization.points import WEIGHT, live_points
+from psaq.quantization.points import WEIGHT, all_points, live_points
 from psaq.quantization.recipes import Recipe
 from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, unpack_nibbles
 
@@ -64,6 +64,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
     qmodel = converted(_architecture(header) if model is None else model)
+    _check_points(qmodel, header["points"])
     for name, description in header["points"].items():
         qmodel.set_submodule(name, _blank(description, tensors[f"{name}.scale"]))
     floats = dict(_unpacked(qmodel, tensors, header["points"]))
@@ -122,7 +123,17 @@ def _load_strictly(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         qmodel.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
-        raise PsaqError(f"does not fit {type(qmodel).__name__} ({first}…); pass the model it was saved from") from error
+        raise _misfit(qmodel, f"{first}…") from error
+
+
+def _check_points(qmodel: nn.Module, points: Mapping[str, Any]) -> None:
+    unknown = points.keys() - all_points(qmodel).keys()
+    if unknown:
+        raise _misfit(qmodel, f"it has no {min(unknown)}")
+
+
+def _misfit(qmodel: nn.Module, what: str) -> PsaqError:
+    return PsaqError(f"does not fit {type(qmodel).__name__} ({what}); take the model it was saved from")
 
 
 def _weight_name(point: str) -> str:

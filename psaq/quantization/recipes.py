@@ -1,5 +1,6 @@
 """Recipes: how to quantise a model."""
 
+import re
 from dataclasses import dataclass
 
 from psaq.errors import PsaqError
@@ -39,3 +40,11 @@ class Recipe:
     def __str__(self) -> str:
         faithful = ", faithful" if self.faithful else ""
         return f"W{self.weights}A{self.activations} ({self.scope}{faithful})"
+
+
+def parse_precision(precision: str) -> tuple[int, int]:
+    """ "W4A8" as the bits of weights and of activations, (4, 8). Raises PsaqError for anything else."""
+    parts = re.fullmatch(r"W(\d+)A(\d+)", precision.upper())
+    if parts is None:
+        raise PsaqError(f"precision {precision!r}: write it as W4A8, the bits of weights and of activations")
+    return int(parts[1]), int(parts[2])
