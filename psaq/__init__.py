@@ -1,19 +1,36 @@
 """Quantise vision transformers with no data, fast."""
 
+from psaq.density import DensityCurves, patch_similarity_density
 from psaq.errors import PsaqError
+from psaq.evaluation import Report, evaluate
 from psaq.images.batches import gaussian_images
+from psaq.images.imagenet import imagenet
+from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
+from psaq.quantization.calibration import quantize
+from psaq.quantization.checkpoint import load, save
+from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
+    "DensityCurves",
     "PsaqError",
+    "Recipe",
+    "Report",
+    "SceneDataset",
     "SynthesisConfig",
     "SyntheticImages",
+    "evaluate",
     "gaussian_images",
+    "imagenet",
+    "load",
     "load_images",
     "load_model",
     "patch_features",
+    "patch_similarity_density",
+    "quantize",
+    "save",
     "synthesize",
 ]

@@ -63,7 +63,7 @@ def reference_smoothness_loss(
     images: Float[Tensor, "images 3 height width"], target: float | Tensor
 ) -> Float[Tensor, ""]:
     """The authors' smoothness loss: total variation of the batch as if it were one image, against ``target``."""
-    return (sum(difference.norm() for difference in _differences(images)) - target).abs()  # type: ignore[union-attr]
+    return (sum(difference.norm() for difference in _differences(images)) - target).abs()
 
 
 def _reference_entropy(layer: Features, bandwidth: float) -> Float[Tensor, " images"]:

@@ -1,19 +1,14 @@
 """``psaq synthesize``: calibration images from a model alone, in a run folder that can be resumed."""
 
-import csv
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from psaq.commands.options import ModelOptions
-from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
 from psaq.runs import RunFolder
-from psaq.synthesis import SynthesisConfig, synthesize
-
-CHECKPOINT = "checkpoint.safetensors"
-HISTORY = "history.csv"
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.folder import HISTORY, synthesize_into
 
 Preset = Literal["default", "paper", "faithful"]
 
@@ -44,12 +39,8 @@ class Synthesize:
         if (folder / FILE_NAME).exists():
             print(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")
             return
-        checkpoint = folder / CHECKPOINT
         with run.timed("synthesis"):
-            images = synthesize(model, self.synthesis, checkpoint=checkpoint)
-        images.save(folder)
-        write_history(folder / HISTORY, images)
-        checkpoint.unlink(missing_ok=True)
+            images = synthesize_into(folder, model, self.synthesis)
         run.finish(final_losses(images))
         print(f"{len(images)} images in {folder} (images.safetensors, images/*.png, {HISTORY}, run.json)")
 
@@ -57,15 +48,3 @@ class Synthesize:
 def final_losses(images: SyntheticImages) -> dict[str, float]:
     """Each loss at the last step, averaged over batches."""
     return {name: float(values[:, -1].mean()) for name, values in images.history.items()}
-
-
-def write_history(path: Path, images: SyntheticImages) -> None:
-    """Every loss at every step, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["batch", "step", *images.history])
-    batches, steps = next(iter(images.history.values())).shape
-    for batch in range(batches):
-        for step in range(steps):
-            writer.writerow([batch, step, *(f"{values[batch, step]:.6g}" for values in images.history.values())])
-    write_text(path, text.getvalue())

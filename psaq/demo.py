@@ -1,0 +1,95 @@
+"""``psaq demo``: the main job on the bundled models, from nothing to a table, in minutes on a laptop."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from psaq.cli import run_command
+from psaq.commands.evaluate import HELD_OUT_SEED
+from psaq.commands.options import Device, choose_device
+from psaq.density import DensityCurves, patch_similarity_density
+from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD, Row, compare_sources, table, write_rows
+from psaq.files import write_whole
+from psaq.images.batches import CalibrationImages, gaussian_images
+from psaq.images.scenes import CLASS_NAMES, SceneDataset
+from psaq.images.synthetic import SyntheticImages
+from psaq.models.features import attention_layers
+from psaq.models.micro import MICRO_MODELS
+from psaq.models.zoo import load_model
+from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.runs import RunFolder
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.folder import synthesize_into
+from psaq_plots import samples_figure, save_figure
+
+CALIBRATION_SEED = 1_000_003
+"""Of the scenes that stand for real images: neither trained nor evaluated on."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Quantise both bundled models with no data and compare with calibration on real images and on noise."""
+
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    scenes: int = 1000
+    """Held-out scenes to evaluate on."""
+    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    """Bits of weights and activations."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    out: Path = Path("runs/demo")
+    """The run's folder."""
+
+    def run(self) -> None:
+        recipes = [Recipe.paper(*parse_precision(precision)) for precision in self.precisions]
+        run = RunFolder(self.out, "demo", replace(self, out=Path()), self.synthesis.seed)
+        rows: list[Row] = []
+        for name in MICRO_MODELS:
+            with run.timed(name):
+                rows.extend(self._compare(name, recipes))
+        write_rows(self.out / "table.csv", rows)
+        run.finish({"table": [row.flat() for row in rows]})
+        print(f"\n{table(rows)}\n\nEverything is in {self.out}: table.csv, run.json and, for each model, its images,")
+        print("samples.png and density.png")
+
+    def _compare(self, name: str, recipes: list[Recipe]) -> Iterator[Row]:
+        model = load_model(name).to(choose_device(self.device))
+        folder = self.out / name
+        images = synthesize_into(folder, model, self.synthesis)
+        sources: dict[str, CalibrationImages] = {
+            STANDARD: real_images(model, self.synthesis.num_images),
+            GAUSSIAN: gaussian_images(model, self.synthesis.num_images, self.synthesis.seed),
+            PSAQ: images,
+        }
+        draw_samples(folder / "samples.png", images)
+        draw_middle_layer(folder / "density.png", model, sources)
+        yield from compare_sources(name, model, sources, recipes, SceneDataset(self.scenes, HELD_OUT_SEED, model))
+
+
+def real_images(model: nn.Module, count: int) -> Tensor:
+    """Scenes that stand for the real images Table 1's "Standard" is calibrated on."""
+    return torch.stack([image for image, _ in SceneDataset(count, CALIBRATION_SEED, model).__getitems__(range(count))])
+
+
+def draw_samples(path: Path, images: SyntheticImages, shown: int = 16) -> None:
+    """The first images in true colours, each under its class."""
+    pictures = images.true_colours()[:shown].permute(0, 2, 3, 1).numpy()
+    captions = [CLASS_NAMES[label] for label in images.labels[:shown]]
+    figure = samples_figure(pictures, captions)
+    write_whole(path, lambda temporary: save_figure(figure, temporary))
+
+
+def draw_middle_layer(path: Path, model: nn.Module, sources: dict[str, CalibrationImages]) -> DensityCurves:
+    """The patch-similarity density of the middle block: noise, real and generated."""
+    named = {"noise": sources[GAUSSIAN], "real": sources[STANDARD], "generated": sources[PSAQ]}
+    middle = (len(attention_layers(model)) + 1) // 2
+    curves = patch_similarity_density(model, named, layers=[middle])
+    curves.plot(path)
+    return curves
+
+
+if __name__ == "__main__":
+    run_command(Demo)

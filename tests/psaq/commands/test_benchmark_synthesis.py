@@ -1,0 +1,48 @@
+"""The synthesis benchmark: what it times is what it says, and its table is whole."""
+
+import csv
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from psaq.commands.benchmark_synthesis import EAGER, MODEL, STEP, BenchmarkSynthesis, eager_entropy
+from psaq.commands.options import ModelOptions
+from psaq.errors import PsaqError
+from psaq.losses import patch_similarity_entropy
+
+
+@pytest.fixture
+def options(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", img_size=32, num_classes=10)
+    save_file(model.state_dict(), tmp_path / "deit.safetensors")
+    return ModelOptions("deit_tiny", tmp_path / "deit.safetensors", num_classes=10, image_size=32, device="cpu")
+
+
+def test_the_table_has_every_variant_and_its_ratio(options, tmp_path, capsys):
+    BenchmarkSynthesis(options, images=(2,), repeats=1, out=tmp_path / "out.csv").run()
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["what"] for row in rows] == [MODEL, STEP, EAGER]
+    assert float(rows[0]["time_ratio"]) == 1.0
+    for row in rows:
+        assert float(row["time_ratio"]) == pytest.approx(float(row["ms"]) / float(rows[0]["ms"]))
+        assert torch.__version__.startswith(row["torch"])
+        assert row["device"]
+    assert STEP in capsys.readouterr().out
+
+
+def test_the_eager_loss_is_the_same_loss():
+    torch.manual_seed(0)
+    layer = torch.randn(3, 2, 9, 16)
+    expected = patch_similarity_entropy([layer], grid="reference").mean()
+    torch.testing.assert_close(eager_entropy(layer), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_to_time_is_refused():
+    with pytest.raises(PsaqError, match="images"):
+        BenchmarkSynthesis(images=())
+    with pytest.raises(PsaqError, match="repeats"):
+        BenchmarkSynthesis(repeats=0)
