@@ -103,6 +103,7 @@ def collect_logits(
     description: str = "Evaluating",
 ) -> tuple[Logits, Int[Tensor, "images"]]:
     """The model's logits on every image, in order, and the labels. Raises PsaqError as `evaluate` does."""
+    _check_options(dataset, batch_size, workers)
     device = next(model.parameters()).device
     model.eval()
     logits, labels = [], []
@@ -121,15 +122,18 @@ def collect_logits(
 def _read_batches(
     dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    if batch_size < 1 or workers < 0:
-        raise PsaqError(f"batch_size {batch_size}, workers {workers}: need at least 1 image a batch and 0 workers")
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise PsaqError("the dataset is empty: evaluation needs at least one image")
     try:
         yield from DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin)
     except PsaqError as error:
         # A worker process wraps the message in its own traceback; the last line is ours.
         raise PsaqError(str(error).strip().rpartition("PsaqError: ")[-1]) from None
+
+
+def _check_options(dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> None:
+    if batch_size < 1 or workers < 0:
+        raise PsaqError(f"batch_size {batch_size}, workers {workers}: need at least 1 image a batch and 0 workers")
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise PsaqError("the dataset is empty: evaluation needs at least one image")
 
 
 def _checked(logits: Logits) -> Logits:

@@ -66,7 +66,7 @@ class Preprocessing:
     """Resize so that the crop keeps ``crop_pct`` of the side, crop the centre, normalise.
 
     The shorter side is resized to floor(size / crop_pct). An image that is at most a pixel larger is cropped as it
-    is: resampling would only blur it.
+    is: resampling would only blur it. Where the crop cannot lie in the very centre, it lies half a pixel up and left.
 
     Raises:
         PsaqError: ``crop_pct`` outside of (0, 1].

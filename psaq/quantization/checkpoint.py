@@ -16,7 +16,7 @@ from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.convert import converted
 from psaq.quantization.points import WEIGHT, all_points, live_points
 from psaq.quantization.recipes import Recipe
-from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, unpack_nibbles
+from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"
 
@@ -38,7 +38,7 @@ def save(qmodel: nn.Module, path: Path | str) -> None:
         "data": asdict(data_config(qmodel)),
         "points": {name: _description(point) for name, point in points.items()},
     }
-    integers = {_weight_name(name): _packed(qmodel, name) for name in points if name.endswith(WEIGHT)}
+    integers = {_weight_name(name): _packed(qmodel, name) for name in filter(_is_weight, points)}
     save_tensors(Path(path), {**qmodel.state_dict(), **integers}, KIND, header)
 
 
@@ -108,14 +108,16 @@ def _unpacked(
     qmodel: nn.Module, tensors: Mapping[str, Tensor], points: Mapping[str, Any]
 ) -> Iterator[tuple[str, Float[Tensor, "out ..."]]]:
     """The weights that the stored integers stand for, by name."""
-    for name in points:
-        if name.endswith(WEIGHT):
-            weight, stored = _weight_name(name), tensors[_weight_name(name)]
-            quantizer, shape = qmodel.get_submodule(name), qmodel.get_parameter(_weight_name(name)).shape
-            assert isinstance(quantizer, AffineQuantizer)
-            packed = quantizer.bits <= NIBBLE_BITS
-            integers = unpack_nibbles(stored, shape[1:].numel()) if packed else stored
-            yield weight, quantizer.real(integers.view(shape))
+    for name in filter(_is_weight, points):
+        weight = _weight_name(name)
+        quantizer, stored, shape = qmodel.get_submodule(name), tensors[weight], qmodel.get_parameter(weight).shape
+        assert isinstance(quantizer, AffineQuantizer)
+        packed = quantizer.bits <= NIBBLE_BITS
+        columns = packed_length(shape[1:].numel()) if packed else shape[1:].numel()
+        if stored.shape != (shape[0], columns):
+            raise _misfit(qmodel, f"{weight} is {tuple(stored.shape)}, not {(shape[0], columns)}")
+        integers = unpack_nibbles(stored, shape[1:].numel()) if packed else stored
+        yield weight, quantizer.real(integers.view(shape))
 
 
 def _load_strictly(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -134,6 +136,10 @@ def _check_points(qmodel: nn.Module, points: Mapping[str, Any]) -> None:
 
 def _misfit(qmodel: nn.Module, what: str) -> PsaqError:
     return PsaqError(f"does not fit {type(qmodel).__name__} ({what}); take the model it was saved from")
+
+
+def _is_weight(point: str) -> bool:
+    return point.endswith(WEIGHT)
 
 
 def _weight_name(point: str) -> str:
