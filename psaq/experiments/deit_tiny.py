@@ -1,0 +1,182 @@
+"""The paper recipe on a real DeiT-Tiny: Standard, Gaussian and PSAQ calibration, on real images, into one CSV.
+
+python -m psaq.experiments.deit_tiny --weights W.safetensors --val imagenet/val --train imagenet/train
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from psaq.cli import run_command
+from psaq.errors import PsaqError
+from psaq.evaluation import Report, collect_logits, compare
+from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
+from psaq.files import write_text
+from psaq.images.batches import CalibrationImages, gaussian_images
+from psaq.images.imagenet import imagenet
+from psaq.images.pictures import load_pictures, picture_files
+from psaq.images.synthetic import load_images
+from psaq.models.zoo import load_model
+from psaq.quantization.calibration import quantize
+from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.folder import synthesize_into
+
+IMAGES = 32
+"""Calibration images of every kind."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: what was calibrated on, and how it was quantised."""
+
+    method: str
+    seed: int
+    precision: str
+    faithful: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell and what came out of it."""
+
+    method: str
+    seed: int
+    precision: str
+    faithful: bool
+    top1: float
+    top5: float
+    agreement: float
+    logit_sqnr: float
+    fp_top1: float
+    n: int
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.method, self.seed, self.precision, self.faithful)
+
+
+@dataclass(frozen=True)
+class DeitTiny:
+    """Measure the paper recipe on DeiT-Tiny. Killed and started again, it goes on with the cells that are missing."""
+
+    weights: Path
+    """DeiT-Tiny's safetensors file."""
+    val: Path
+    """Labelled images to evaluate on, one folder per wnid."""
+    train: Path
+    """Real images for "Standard": the first 32 in sorted path order."""
+    crop_pct: float = 0.987
+    """Of the evaluation."""
+    train_crop_pct: float = 0.875
+    """Of the real calibration images."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of noise and synthesis."""
+    images: tuple[Path, ...] = ()
+    """Runs of ``psaq synthesize``, one per seed; without them images are synthesised into ``runs``."""
+    runs: Path = Path("runs/deit_tiny")
+    """Where synthesised images are kept."""
+    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    """Bits of weights and activations."""
+    out: Path = Path(__file__).parent / "results" / "deit_tiny.csv"
+    """The table."""
+
+    def run(self) -> None:
+        if self.images and len(self.images) != len(self.seeds):
+            raise PsaqError(f"--images: {len(self.images)} runs for {len(self.seeds)} seeds; name one per seed")
+        results = read_results(self.out)
+        bench = Bench(self)
+        for cell in self._cells():
+            if cell not in {result.cell for result in results}:
+                results.append(bench.measure(cell))
+                write_results(self.out, results)
+            print(line(next(result for result in results if result.cell == cell)))
+
+    def _cells(self) -> Iterator[Cell]:
+        for precision in self.precisions:
+            for faithful in (True, False):
+                yield Cell(STANDARD, 0, precision, faithful)
+                yield from (Cell(GAUSSIAN, seed, precision, faithful) for seed in self.seeds)
+            yield from (Cell(PSAQ, seed, precision, False) for seed in self.seeds)
+
+
+class Bench:
+    """The model, its reference logits and the calibration images, each made when first needed."""
+
+    def __init__(self, options: DeitTiny):
+        self.options = options
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return load_model("deit_tiny", self.options.weights)
+
+    @cached_property
+    def reference(self) -> tuple[Tensor, Tensor]:
+        return self._logits(self.model, "FP")
+
+    def measure(self, cell: Cell) -> Result:
+        recipe = Recipe.paper(*parse_precision(cell.precision), faithful=cell.faithful)
+        qmodel = quantize(self.model, self.calibration_images(cell), recipe)
+        reference, labels = self.reference
+        logits, _ = self._logits(qmodel, f"{cell.precision} {cell.method} {cell.seed}")
+        report = compare(logits, labels, reference)
+        figures: dict[str, Any] = {**asdict(cell), **report.as_dict(), "fp_top1": compare(reference, labels).top1}
+        return Result(**figures)
+
+    def calibration_images(self, cell: Cell) -> CalibrationImages:
+        options = self.options
+        if cell.method == STANDARD:
+            files = picture_files([options.train])[:IMAGES]
+            return load_pictures(files, self.model, crop_pct=options.train_crop_pct)
+        if cell.method == GAUSSIAN:
+            return gaussian_images(self.model, IMAGES, cell.seed)
+        if options.images:
+            return load_images(options.images[options.seeds.index(cell.seed)])
+        config = SynthesisConfig(num_images=IMAGES, seed=cell.seed)
+        return synthesize_into(options.runs / f"seed{cell.seed}", self.model, config)
+
+    def _logits(self, model: nn.Module, description: str) -> tuple[Tensor, Tensor]:
+        dataset = imagenet(self.options.val, self.model, self.options.crop_pct)
+        return collect_logits(model, dataset, batch_size=50, progress=True, description=description)
+
+
+def read_results(path: Path) -> list[Result]:
+    """What is in the table so far; nothing where there is none."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Result(**{field.name: _parse(row[field.name], field.type) for field in fields(Result)})
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_results(path: Path, results: list[Result]) -> None:
+    """The table, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(result).items()})
+    write_text(path, text.getvalue())
+
+
+def line(result: Result) -> str:
+    """A result in a line of text."""
+    report = Report(result.top1, result.top5, result.n, result.agreement, result.logit_sqnr)
+    faithful = "faithful" if result.faithful else "sound"
+    return f"{result.precision} {result.method:<9} seed {result.seed} {faithful:<9} {report} FP {result.fp_top1:.2f}"
+
+
+def _parse(text: str, kind: Any) -> Any:
+    return text == "True" if kind is bool else kind(text)
+
+
+if __name__ == "__main__":
+    run_command(DeitTiny)
