@@ -26,7 +26,7 @@ import torch
 
 from psaq_kernels.devices import DeviceLimits
 
-MODULES = ("psaq_kernels.density_triton",)  # modules with a tuple TUNABLES
+MODULES = ("psaq_kernels.density_triton", "psaq_kernels.linear_triton")  # modules with a tuple TUNABLES
 
 Problem = Mapping[str, int | str]
 

@@ -1,0 +1,152 @@
+"""A linear layer in 8-bit integers: the operation, its registration with torch and the choice of backend."""
+
+import importlib
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from psaq_kernels import linear_torch
+from psaq_kernels.backends import choose_backend
+from psaq_kernels.levels import FLOAT_TYPES, PerTensor, PerToken
+from psaq_kernels.packing import QuantizedWeight
+
+MOST_INPUTS = 2**16 - 1  # beyond, the sum of products of 8-bit integers could leave int32
+
+
+def quant_linear(
+    x: Float[Tensor, "*rows inputs"] | Int8[Tensor, "*rows inputs"],
+    weight: QuantizedWeight,
+    input: PerTensor | PerToken,
+    bias: Float[Tensor, "outputs"] | None = None,
+    *,
+    activation: Literal["gelu"] | None = None,
+    output: PerTensor | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Float[Tensor, "*rows outputs"] | Int8[Tensor, "*rows outputs"]:
+    """y = activation(x̂·ŵᵀ + bias), where x̂ and ŵ are quantised and multiplied as integers.
+
+    With q the stored levels of x, z the level of zero and W the weight's integers,
+
+        y[m, n] = s_x · s_w[n] · (Σ_k q[m, k] W[n, k] − z Σ_k W[n, k]) + bias[n].
+
+    The sums are exact int32; the rest is float32, rounded once to the output's type, and the same to the last bit
+    in both backends up to the GELU (exact, by the error function: within 2 ulp). Inference only: no gradient.
+
+    Args:
+        x: (..., inputs), float32, float16 or bfloat16, any strides; or int8 levels of ``input``, as
+            `layer_norm_quantize` and ``output`` leave them.
+        weight: integers, scales and column sums, 8 or 4 bits.
+        input: how x is quantised.
+        bias: (outputs,), added in float32.
+        activation: "gelu" or None.
+        output: quantise y for the next layer and return its int8 levels.
+        dtype: of y where x is int8 and ``output`` is None: float32, float16 or bfloat16; otherwise x's own.
+        backend: "triton", "torch", or None for the best that can run.
+
+    Returns:
+        (..., outputs) in x's dtype, in ``dtype``, or int8.
+
+    Raises:
+        TypeError: an argument, which the message names, has an unsupported type or dtype.
+        ValueError: the shapes or devices do not fit.
+        BackendError: the backend asked for cannot run on x's device.
+    """
+    _check_types(x, weight, input, output, activation)
+    _check_shapes(x, weight, bias)
+    result_type = _result_type(x, output, dtype)
+    flat = _quant_linear(
+        x.reshape(-1, weight.inputs),
+        weight.values,
+        weight.scale,
+        weight.column_sums,
+        None if bias is None else bias.float(),
+        _encode(input),
+        activation == "gelu",
+        _encode(output),
+        result_type,
+        choose_backend(backend, x.device),
+    )
+    return flat.reshape(*x.shape[:-1], weight.outputs)
+
+
+@torch.library.custom_op("psaq_kernels::quant_linear", mutates_args=())
+def _quant_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    input: list[float],
+    gelu: bool,
+    output: list[float],
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1])
+    run = linear_torch if backend == "torch" else importlib.import_module("psaq_kernels.linear_triton")
+    return run.quant_linear(x, weights, bias, _decode(input), gelu, _decode(output), dtype)
+
+
+@_quant_linear.register_fake
+def _(x, weight, weight_scale, column_sums, bias, input, gelu, output, dtype, backend):
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.int8 if output else dtype)
+
+
+def _encode(grid: PerTensor | PerToken | None) -> list[float]:
+    """As numbers, which is what an operator's schema can hold."""
+    if isinstance(grid, PerTensor):
+        return [grid.bits, grid.zero_point, grid.scale]
+    return [] if grid is None else [grid.bits]
+
+
+def _decode(numbers: list[float]) -> PerTensor | PerToken | None:
+    if not numbers:
+        return None
+    bits, *static = numbers
+    return PerTensor(static[1], int(static[0]), int(bits)) if static else PerToken(int(bits))
+
+
+def _check_types(
+    x: Tensor, weight: QuantizedWeight, input: PerTensor | PerToken, output: PerTensor | None, activation: str | None
+) -> None:
+    if x.dtype not in (*FLOAT_TYPES, torch.int8):
+        raise TypeError(f"x must be float32, float16, bfloat16 or int8, got {x.dtype}")
+    if not isinstance(weight, QuantizedWeight):
+        raise TypeError(f"weight must be a QuantizedWeight, got {type(weight).__name__}")
+    if not isinstance(input, PerTensor | PerToken):
+        raise TypeError(f"input must be PerTensor or PerToken, got {type(input).__name__}")
+    if x.dtype == torch.int8 and isinstance(input, PerToken):
+        raise TypeError("input must be PerTensor where x is int8: its rows bring no scales")
+    if not isinstance(output, PerTensor | None):
+        raise TypeError(f"output must be PerTensor or None, got {type(output).__name__}")
+    if activation not in (None, "gelu"):
+        raise ValueError(f'activation must be "gelu" or None, got {activation!r}')
+
+
+def _check_shapes(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    if x.ndim == 0 or x.shape[-1] != weight.inputs:
+        raise ValueError(f"x must be (..., {weight.inputs}) for this weight, got {tuple(x.shape)}")
+    if weight.inputs > MOST_INPUTS:
+        raise ValueError(f"weight has {weight.inputs} inputs; above {MOST_INPUTS} their sum could overflow int32")
+    if x.device != weight.values.device:
+        raise ValueError(f"weight is on {weight.values.device}, x on {x.device}; move one to the other")
+    if bias is None:
+        return
+    if not bias.is_floating_point():
+        raise TypeError(f"bias must be floating-point, got {bias.dtype}")
+    if bias.shape != (weight.outputs,) or bias.device != x.device:
+        raise ValueError(f"bias must be ({weight.outputs},) on {x.device}, got {tuple(bias.shape)} on {bias.device}")
+
+
+def _result_type(x: Tensor, output: PerTensor | None, dtype: torch.dtype | None) -> torch.dtype:
+    if output is not None:
+        return torch.int8
+    result_type = dtype or x.dtype
+    if result_type not in FLOAT_TYPES:
+        raise TypeError(f"dtype must be float32, float16 or bfloat16 where x is {x.dtype}, got {dtype}")
+    if x.is_floating_point() and result_type != x.dtype:
+        raise TypeError(f"dtype is for int8 x alone: x is {x.dtype} and so is the result, got {dtype}")
+    return result_type

@@ -1,0 +1,178 @@
+"""Which tiles the quantised linear layer may be launched with, and which it takes where nothing was tuned."""
+
+import torch
+
+from psaq_kernels.devices import DeviceLimits
+from psaq_kernels.levels import PerTensor, PerToken
+from psaq_kernels.packing import QuantizedWeight, packed_length
+from psaq_kernels.tunable import Config, MachineRates, Problem, Workload
+
+ENOUGH_BLOCKS = 128  # about one for each multiprocessor of a large GPU
+REGISTERS = 255  # per thread
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8"}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "i8": 1}
+
+_TILES = ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4))  # M, N, warps
+_DEPTHS = ((128, 3), (64, 4))  # BLOCK_K, stages
+_SPLITS = (1, 2, 4)
+_GROUP_M = 8
+_MODEL_VARIANTS = (("i8", "tensor", 0), ("bf16", "tensor", 0), ("bf16", "token", 0), ("i8", "tensor", 1))
+
+
+def problem_of(
+    x: torch.Tensor, weight: QuantizedWeight, input: PerTensor | PerToken, dtype: torch.dtype
+) -> dict[str, int | str]:
+    """What a configuration may depend on."""
+    return {
+        "rows": x.shape[0],
+        "outputs": weight.outputs,
+        "inputs": weight.inputs,
+        "x": DTYPES[x.dtype],
+        "scale": "token" if isinstance(input, PerToken) else "tensor",
+        "packed": int(weight.packed),
+        "out": DTYPES[dtype],
+    }
+
+
+def problems(workload: Workload) -> list[Problem]:
+    """Each linear layer with bfloat16 or ready levels coming in, static or per token, 8-bit or 4-bit weights."""
+    return [
+        {"rows": rows, "outputs": outputs, "inputs": inputs, "x": x, "scale": scale, "packed": packed, "out": "bf16"}
+        for rows, outputs, inputs in dict.fromkeys(workload.linears)
+        for x, scale, packed in _MODEL_VARIANTS
+    ]
+
+
+def bucket(problem: Problem) -> str:
+    """Rows to the next power of two; all else as it is."""
+    rows = 1 << max(int(problem["rows"]) - 1, 15).bit_length()
+    exact = (f"{name}{problem[name]}" for name in ("outputs", "inputs", "packed"))
+    return "-".join((f"rows{rows}", *exact, str(problem["x"]), str(problem["scale"]), str(problem["out"])))
+
+
+def default(problem: Problem, limits: DeviceLimits) -> Config:
+    """The largest tile of which every multiprocessor gets one; where none is so small, inputs are split."""
+    fitting = [config for config in _all_configs(problem) if fits(config, problem, limits)]
+    preferred = [config for config in fitting if config.constants["QUANTIZE_FIRST"] == _quantize_first(config, problem)]
+    chosen = preferred or fitting
+    return next((config for config in chosen if _blocks(config, problem) >= ENOUGH_BLOCKS), chosen[-1])
+
+
+def candidates(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    """All configurations that fit the device."""
+    return [config for config in _all_configs(problem) if fits(config, problem, limits)]
+
+
+def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
+    """Whether a block has the shared memory, the threads and (by estimate) the registers for it."""
+    return (
+        shared_bytes(config, problem) <= limits.shared_bytes
+        and config.num_warps <= limits.max_warps
+        and _registers(config, problem, limits) <= REGISTERS
+    )
+
+
+def shared_bytes(config: Config, problem: Problem) -> int:
+    """What the stages of the pipeline hold: a tile of the weight, and one or, for packed weights, two of x."""
+    block_m, block_n, block_k = (int(config.constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    x_tiles = 2 if problem["packed"] else 1
+    return config.num_stages * block_k * (block_n + block_m * _x_bytes(config, problem) * x_tiles)
+
+
+def bound(problem: Problem, rates: MachineRates) -> float:
+    """Seconds: the greater of the traffic's and the products' least time."""
+    rows, outputs, inputs = (int(problem[name]) for name in ("rows", "outputs", "inputs"))
+    weight_bytes = outputs * weight_length(problem)
+    traffic = rows * inputs * BYTES[str(problem["x"])] + weight_bytes + rows * outputs * BYTES[str(problem["out"])]
+    int8_rate = rates.flops_per_second.get("int8", 2 * rates.flops_per_second["bf16"])
+    return max(traffic / rates.bytes_per_second, 2 * rows * outputs * inputs / int8_rate)
+
+
+def weight_length(problem: Problem) -> int:
+    """Bytes to a row of the weight."""
+    inputs = int(problem["inputs"])
+    return packed_length(inputs) if problem["packed"] else inputs
+
+
+def is_whole(problem: Problem, config: Config) -> bool:
+    """Whether no step along the inputs needs a mask."""
+    even = not problem["packed"] or int(problem["inputs"]) % 2 == 0
+    return even and weight_length(problem) % int(config.constants["BLOCK_K"]) == 0
+
+
+def example(
+    problem: Problem, device: torch.device
+) -> tuple[torch.Tensor, QuantizedWeight, PerTensor | PerToken, torch.Tensor]:
+    """Random tensors of the problem's shapes: x, the weight, how x is quantised, and where to write."""
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    rows, outputs, inputs = (int(problem[name]) for name in ("rows", "outputs", "inputs"))
+    x = torch.randn(rows, inputs, device=device).mul_(20).to(dtypes[str(problem["x"])])
+    bits = 4 if problem["packed"] else 8
+    integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs), dtype=torch.int8, device=device)
+    weight = QuantizedWeight.from_integers(integers, torch.full((outputs,), 0.01, device=device), bits)
+    input = PerToken() if problem["scale"] == "token" else PerTensor(1.0, zero_point=128)
+    return x, weight, input, torch.empty(rows, outputs, dtype=dtypes[str(problem["out"])], device=device)
+
+
+def _all_configs(problem: Problem) -> list[Config]:
+    """Every configuration that computes the problem, the largest tiles first."""
+    length = weight_length(problem)
+    return [
+        Config(
+            {
+                "BLOCK_M": block_m,
+                "BLOCK_N": block_n,
+                "BLOCK_K": block_k,
+                "GROUP_M": _GROUP_M,
+                "SPLIT_K": split,
+                "QUANTIZE_FIRST": quantize_first,
+            },
+            warps,
+            stages,
+        )
+        for block_m, block_n, warps in _TILES
+        for split in _SPLITS
+        for block_k, stages in _depths(length)
+        for quantize_first in ((0,) if problem["x"] == "i8" else (0, 1))
+        if _sensible(problem, block_m, length // block_k, split, quantize_first)
+    ]
+
+
+def _depths(length: int) -> list[tuple[int, int]]:
+    """Steps along the inputs that leave no remainder; the smallest where all do."""
+    whole = [(block_k, stages) for block_k, stages in _DEPTHS if length % block_k == 0]
+    return whole or [(32, 4) if length % 32 == 0 or length < 64 else (64, 4)]
+
+
+def _sensible(problem: Problem, block_m: int, steps: int, split: int, quantize_first: int) -> bool:
+    """Split sums only where tiles are small already and long, and per token only where the scales are known."""
+    if split == 1:
+        return True
+    scales_known = problem["scale"] == "tensor" or bool(quantize_first)
+    return scales_known and block_m <= 64 and steps >= 4 * split and int(problem["rows"]) <= 2048
+
+
+def _quantize_first(config: Config, problem: Problem) -> int:
+    """Each column of tiles quantises x again, and per token reads it twice: a pass of its own pays beyond a few."""
+    columns = -(-int(problem["outputs"]) // int(config.constants["BLOCK_N"]))
+    worthwhile = columns > (2 if problem["scale"] == "token" else 6) or int(config.constants["SPLIT_K"]) > 1
+    return int(problem["x"] != "i8" and worthwhile)
+
+
+def _blocks(config: Config, problem: Problem) -> int:
+    constants = {name: int(value) for name, value in config.constants.items()}
+    rows, columns = int(problem["rows"]), int(problem["outputs"])
+    return -(-rows // constants["BLOCK_M"]) * -(-columns // constants["BLOCK_N"]) * constants["SPLIT_K"]
+
+
+def _x_bytes(config: Config, problem: Problem) -> int:
+    return 1 if config.constants["QUANTIZE_FIRST"] else BYTES[str(problem["x"])]
+
+
+def _registers(config: Config, problem: Problem, limits: DeviceLimits) -> int:
+    """Per thread: the accumulators, the tiles that pass through registers, and about fifty for the rest."""
+    block_m, block_n, block_k = (int(config.constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    threads = config.num_warps * limits.warp_size
+    in_registers = block_m * block_k if _x_bytes(config, problem) > 1 else 0
+    in_registers += block_n * block_k if problem["packed"] else 0
+    return block_m * block_n // threads + in_registers // threads + 50
