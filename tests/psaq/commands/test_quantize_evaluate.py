@@ -1,0 +1,165 @@
+"""``psaq quantize`` and ``psaq evaluate``: a file of integers, figures that repeat, one message for wrong input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from psaq.commands.evaluate import Evaluate
+from psaq.commands.options import ModelOptions
+from psaq.commands.quantize import Quantize
+from psaq.errors import PsaqError
+from psaq.evaluation import evaluate
+from psaq.images.batches import gaussian_images
+from psaq.images.imagenet import imagenet
+from psaq.images.pictures import load_pictures, picture_files
+from psaq.images.synthetic import SyntheticImages
+from psaq.models.zoo import data_config
+from psaq.quantization.calibration import quantize
+from psaq.quantization.checkpoint import load
+from psaq.quantization.points import live_points
+from psaq.quantization.recipes import Recipe
+from psaq.synthesis import SynthesisConfig
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch, vit):
+    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index in range(10):
+        folder = tmp_path / "photos" / f"class{index}"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.effect_noise((50, 40), 60 + index + number).convert("RGB").save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def scales(model):
+    return {name: point.scale for name, point in live_points(model).items()}
+
+
+def same_scales(one, other):
+    return all(torch.equal(scale, scales(other)[name]) for name, scale in scales(one).items())
+
+
+def test_noise_calibrates_on_what_gaussian_images_gives(vit, tmp_path, capsys):
+    Quantize(precision="W4A6", scope="matmul", gaussian=True, num_images=3, seed=5, out=tmp_path / "run").run()
+    qmodel = load(tmp_path / "run" / "model.safetensors", vit)
+    assert same_scales(qmodel, quantize(vit, gaussian_images(vit, 3, 5), Recipe.paper(4, 6, "matmul")))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["results"]["bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert "W4A6 (matmul)" in capsys.readouterr().out
+
+
+def test_a_folder_gives_its_first_pictures(vit, photos, tmp_path):
+    Quantize(images=photos, num_images=3, crop_pct=0.9, out=tmp_path / "run").run()
+    first = [photos / "class0" / "0.png", photos / "class0" / "1.png", photos / "class1" / "0.png"]
+    assert picture_files([photos])[:3] == first
+    expected = quantize(vit, load_pictures(first, vit, crop_pct=0.9), Recipe.paper())
+    assert same_scales(load(tmp_path / "run" / "model.safetensors", vit), expected)
+
+
+def test_a_run_of_synthesis_gives_its_images(vit, tmp_path):
+    config = data_config(vit)
+    images = SyntheticImages(torch.randn(4, 3, 32, 32), torch.arange(4), config.mean, config.std)
+    images.save(tmp_path / "images")
+    Quantize(images=tmp_path / "images", out=tmp_path / "run").run()
+    expected = quantize(vit, images, Recipe.paper())
+    assert same_scales(load(tmp_path / "run" / "model.safetensors", vit), expected)
+
+
+def test_without_images_they_are_synthesised(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(SynthesisConfig, "steps", 2)
+    monkeypatch.setattr("psaq.commands.quantize.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
+    Quantize(num_images=2, out=tmp_path / "run").run()
+    assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 2
+    assert load(tmp_path / "run" / "model.safetensors", vit)
+
+
+def test_evaluate_prints_and_records_what_the_function_returns(vit, photos, tmp_path, capsys):
+    Quantize(precision="W4A4", gaussian=True, num_images=2, out=tmp_path / "run").run()
+    Evaluate(quantized=tmp_path / "run", images=photos, batch_size=7, out=tmp_path / "report").run()
+    qmodel = load(tmp_path / "run" / "model.safetensors", vit)
+    expected = evaluate(qmodel, imagenet(photos, vit), vit)
+    results = json.loads((tmp_path / "report" / "run.json").read_text())["results"]
+    assert results["quantized"] == pytest.approx(expected.as_dict(), rel=1e-4)
+    assert results["fp"]["agreement"] is None
+    assert str(expected) in capsys.readouterr().out
+
+
+def test_the_full_precision_model_may_be_measured_alone(photos, capsys):
+    Evaluate(images=photos).run()
+    assert "agreement" not in capsys.readouterr().out
+
+
+def test_bundled_models_are_measured_on_scenes(monkeypatch, capsys):
+    sized = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=12, depth=1, num_classes=10)
+    monkeypatch.setattr(ModelOptions, "load", lambda _: sized)
+    Evaluate(scenes=6).run()
+    assert "(6 images)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (Quantize(precision="8"), "W4A8"),
+        (Quantize(precision="W1A8"), "weights"),
+        (Quantize(precision="W8A9"), "activations"),
+        (Quantize(gaussian=True, num_images=0), "0 images"),
+        (Quantize(gaussian=True, images="/nowhere"), "--gaussian"),
+        (Evaluate(ModelOptions(model="deit_tiny")), "--images"),
+    ],
+)
+def test_wrong_options_are_named(command, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PsaqError) as raised:
+        command.run()
+    assert message in str(raised.value)
+
+
+def test_files_that_are_not_there_are_named(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PsaqError, match="nowhere"):
+        Quantize(images=tmp_path / "nowhere").run()
+    with pytest.raises(PsaqError, match="nowhere"):
+        Evaluate(images=photos, quantized=tmp_path / "nowhere").run()
+
+
+def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
+    Quantize(gaussian=True, num_images=2, out=tmp_path / "run").run()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(PsaqError, match="precision"):
+        Quantize(precision="W4A8", gaussian=True, num_images=2, out=tmp_path / "run").run()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_the_command_line_as_a_process(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    model.blocks[3].mlp.fc1.weight.data[0, 0] = torch.nan
+    save_file(model.state_dict(), tmp_path / "nan.safetensors")
+    right = psaq_quantize(tmp_path / "weights.safetensors", tmp_path / "run")
+    assert right.returncode == 0, right.stderr
+    assert load(tmp_path / "run" / "model.safetensors")(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    wrong = psaq_quantize(tmp_path / "nan.safetensors", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("psaq: error:")
+    assert "blocks.3.mlp.fc1.weight" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def psaq_quantize(weights, out):
+    options = ["--model", "vit_tiny_patch16_224", "--num-classes", "10", "--image-size", "32", "--device", "cpu"]
+    calibration = ["--gaussian", "--num-images", "2", "--precision", "W4A8"]
+    command = [*options, *calibration, "--weights", str(weights), "--out", str(out)]
+    return subprocess.run(
+        [sys.executable, "-m", "psaq", "quantize", *command], capture_output=True, text=True, timeout=300
+    )
