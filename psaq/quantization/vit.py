@@ -38,15 +38,15 @@ class QuantVisionTransformer(Quantized, VisionTransformer):
     points = ("tokens", "position_embedding", "embedded")
 
     def point_names(self) -> tuple[str, ...]:
-        has_prefix, has_position = bool(self._prefix_tokens()), self.pos_embed is not None
-        return ("tokens",) * has_prefix + ("position_embedding", "embedded") * has_position
+        if self.pos_embed is None:
+            return ()
+        return self.points if self._prefix_tokens() else ("position_embedding", "embedded")
 
     def _pos_embed(self, x: Float[Tensor, "images ... dim"]) -> Tokens:
-        grid = x.shape[1:3]
-        x = x.flatten(1, -2)
         if self.pos_embed is None:
-            return self._join_prefix(x)
-        position = self.position_embedding(self._position_for(grid))
+            return super()._pos_embed(x)
+        position = self.position_embedding(self._position_for(x.shape[1:3]))
+        x = x.flatten(1, -2)
         if self.no_embed_class:
             x = self._join_prefix(self.embedded(x + position))
         else:
