@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.commands.options import ModelOptions
-from psaq.commands.outputs import check_outputs
+from psaq.commands.outputs import FigureOptions
 from psaq.density import DensityCurves, LayerNumbers, describe, patch_similarity_density
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
@@ -54,17 +53,14 @@ class PlotDensity:
     """Points at which the density is evaluated; by default one every half bandwidth."""
     per_head: bool = False
     """Compare patches head by head, instead of their mean over the heads."""
-    style: Literal["paper", "dark", "talk"] = "paper"
-    """For print, for dark pages, for slides."""
-    out: Path = Path("density.png")
-    """The picture: .png, .svg or .pdf."""
+    figure: FigureOptions = field(default_factory=lambda: FigureOptions(Path("density.png")))
     csv: Path | None = None
     """Also write the curves here."""
     json: Path | None = None
     """Also write the numbers here."""
 
     def run(self) -> None:
-        check_outputs(self.out, self.csv, self.json)
+        self.figure.check(self.csv, self.json)
         model = self.model.load()
         curves = patch_similarity_density(
             model,
@@ -105,13 +101,10 @@ class PlotDensity:
         return synthesize(model, config).images
 
     def _write(self, curves: DensityCurves) -> None:
-        curves.plot(self.out, self.style)
-        if self.csv is not None:
-            curves.write_csv(self.csv)
-        if self.json is not None:
-            curves.write_json(self.json)
-        for path in (self.out, self.csv, self.json):
+        self.figure.write(curves.plot(style=self.figure.look()))
+        for path, write in ((self.csv, curves.write_csv), (self.json, curves.write_json)):
             if path is not None:
+                write(path)
                 print(path)
 
 

@@ -10,7 +10,7 @@ from psaq_plots.layer_errors import layer_errors_figure
 from psaq_plots.losses import losses_figure
 from psaq_plots.samples import film_figure, samples_figure
 from psaq_plots.similarity import similarity_figure
-from psaq_plots.style import STYLES, Style
+from psaq_plots.style import STYLES, Style, find_style
 
 __all__ = [
     "FORMATS",
@@ -21,6 +21,7 @@ __all__ = [
     "density_figure",
     "figure_bytes",
     "film_figure",
+    "find_style",
     "layer_errors_figure",
     "losses_figure",
     "samples_figure",

@@ -1,6 +1,6 @@
 """A tidy grid of panels with shared axes, one per layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 
 from matplotlib.axes import Axes
@@ -49,12 +49,20 @@ def shrink_to(width: float, figure: Figure, texts: Sequence[Text]) -> None:
         text.set_fontsize(max(size, SMALLEST_TEXT))
 
 
-def cut_to(width: float, figure: Figure, text: Text) -> None:
-    """Cut the lines of ``text`` that take more than ``width`` inches, and end them in "…"."""
+def cut_to(length: float, figure: Figure, text: Text) -> None:
+    """Cut the lines of ``text`` that are longer than ``length`` inches, and end them in "…"."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    lines = text.get_text().split("\n")
-    for position, line in enumerate(lines):
+
+    def fits(line: str) -> bool:
         text.set_text(line)
-        room = width * figure.dpi / max(text.get_window_extent(renderer).width, 1)
-        lines[position] = line if room >= 1 else line[: max(int(room * len(line)) - 1, 1)].rstrip(" ,") + "…"
-    text.set_text("\n".join(lines))
+        box = text.get_window_extent(renderer)
+        return max(box.width, box.height) <= length * figure.dpi
+
+    text.set_text("\n".join([_cut(line, fits) for line in text.get_text().split("\n")]))
+
+
+def _cut(line: str, fits: Callable[[str], bool]) -> str:
+    if fits(line):
+        return line
+    shorter = (line[:end].rstrip(" ,") + "…" for end in range(len(line) - 1, 0, -1))
+    return next((candidate for candidate in shorter if fits(candidate)), "…")

@@ -13,6 +13,9 @@ from psaq_plots.checks import require
 from psaq_plots.panels import cut_to
 from psaq_plots.style import Style, find_style, styled
 
+CAPTION = 0.75  # of the style's font size
+PICTURE_SHARE = 0.93  # of a column's width; the rest is the gap beside it
+
 
 def samples_figure(
     images: UInt8[ndarray, "images height width 3"],
@@ -37,17 +40,18 @@ def samples_figure(
     columns = min(columns or min(ceil((2 * len(images)) ** 0.5), 8), len(images))
     rows = ceil(len(images) / columns)
     lines = max(caption.count("\n") + 1 if caption else 0 for caption in captions)
-    row_height = style.width / columns * images.shape[1] / images.shape[2] + lines * _line_height(style)
+    side = PICTURE_SHARE * style.width / columns
+    row_height = side * images.shape[1] / images.shape[2] + (lines + 0.5) * _line_height(style)
     with styled(style):
         figure = new_figure(style, height=rows * row_height)
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for panel, image, caption in zip(panels, images, captions, strict=False):
             show_picture(panel, image)
-            panel.set_xlabel(caption, fontsize=0.75 * style.font_size, labelpad=2 * style.scale)
+            panel.set_xlabel(caption, fontsize=CAPTION * style.font_size, labelpad=2 * style.scale)
         for spare in panels[len(images) :]:
             spare.remove()
         for panel in panels[: len(images)]:
-            cut_to(0.96 * style.width / columns, figure, panel.xaxis.label)
+            cut_to(side, figure, panel.xaxis.label)
     return figure
 
 
@@ -74,15 +78,17 @@ def film_figure(
     require(len(steps) == frames, f"steps: {len(steps)} for {frames} frames; give one each")
     require(len(captions) == images, f"captions: {len(captions)} for {images} images; give one each")
     with styled(style):
-        side = style.width / frames * height / width
-        figure = new_figure(style, height=images * side + 1.5 * _line_height(style))
+        side = PICTURE_SHARE * (style.width - 1.5 * _line_height(style)) / frames * height / width
+        figure = new_figure(style, height=images * (side + 0.3 * _line_height(style)) + 1.5 * _line_height(style))
         panels = figure.subplots(images, frames, squeeze=False)
         for row, caption in enumerate(captions):
             for column, step in enumerate(steps):
                 show_picture(panels[row, column], film[column, row])
                 if row == 0:
-                    panels[row, column].set_title(f"step {step}", fontsize=0.8 * style.font_size, pad=2 * style.scale)
-            panels[row, 0].set_ylabel(caption, fontsize=0.8 * style.font_size)
+                    size = CAPTION * style.font_size
+                    panels[row, column].set_title(f"step {step}", fontsize=size, pad=2 * style.scale)
+            label = panels[row, 0].set_ylabel(caption, fontsize=CAPTION * style.font_size)
+            cut_to(side, figure, label)
     return figure
 
 
@@ -105,4 +111,4 @@ def show_picture(panel: Axes, picture: UInt8[ndarray, "height width 3"]) -> None
 
 
 def _line_height(style: Style) -> float:
-    return 1.35 * style.font_size / 72
+    return 1.25 * CAPTION * style.font_size / 72

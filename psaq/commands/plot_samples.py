@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from psaq.commands.options import ModelOptions
-from psaq.commands.outputs import check_outputs, write_figure
+from psaq.commands.outputs import FigureOptions
 from psaq.errors import PsaqError
 from psaq.experiments.fig2 import choose_images, plot_film, plot_generated
 from psaq.images.synthetic import SyntheticImages, load_images
@@ -31,24 +30,20 @@ class PlotSamples:
     """Draw the way from noise to image instead, over the steps that the synthesis kept."""
     columns: int | None = None
     """Images per row."""
-    style: Literal["paper", "dark", "talk"] = "paper"
-    """For print, for dark pages, for slides."""
-    out: Path = Path("samples.png")
-    """The picture: .png, .svg or .pdf."""
+    figure: FigureOptions = field(default_factory=lambda: FigureOptions(Path("samples.png")))
 
     def run(self) -> None:
         for option, value in (("images", self.images), ("columns", self.columns or 1)):
             if value < 1:
                 raise PsaqError(f"--{option} {value}: must be at least 1")
-        check_outputs(self.out)
+        self.figure.check()
         model = self.model.load()
         images = choose_images(self._images(model), model, self.classes, self.images)
         if self.film:
-            figure = plot_film(images, model, self.style)
+            figure = plot_film(images, model, self.figure.look())
         else:
-            figure = plot_generated(images, model, self.columns, self.style)
-        write_figure(self.out, figure)
-        print(self.out)
+            figure = plot_generated(images, model, self.columns, self.figure.look())
+        self.figure.write(figure)
 
     def _images(self, model: nn.Module) -> SyntheticImages:
         if self.generated is None:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
 from psaq.commands.options import ModelOptions
-from psaq.commands.outputs import check_outputs, write_figure
+from psaq.commands.outputs import FigureOptions
 from psaq.density.maps import SimilarityMap, similarity_maps
 from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
@@ -38,13 +37,10 @@ class PlotSimilarity:
     """The point whose patch is picked: x and y as shares of the image."""
     layers: tuple[int, ...] = ()
     """Only these blocks, counted from 1."""
-    style: Literal["paper", "dark", "talk"] = "paper"
-    """For print, for dark pages, for slides."""
-    out: Path = Path("similarity.png")
-    """The picture: .png, .svg or .pdf."""
+    figure: FigureOptions = field(default_factory=lambda: FigureOptions(Path("similarity.png")))
 
     def run(self) -> None:
-        check_outputs(self.out)
+        self.figure.check()
         if sum((self.image is not None, self.generated is not None, self.noise)) > 1:
             raise PsaqError("--image, --generated and --noise: each names the image; give one of them")
         model = self.model.load()
@@ -57,10 +53,9 @@ class PlotSimilarity:
             [layer.over_image.numpy() for layer in maps],
             picked_patch(maps[0]),
             [layer.layer for layer in maps],
-            self.style,
+            self.figure.look(),
         )
-        write_figure(self.out, figure)
-        print(self.out)
+        self.figure.write(figure)
 
     def _image(self, model: nn.Module) -> Tensor:
         if self.image is not None:

@@ -63,7 +63,7 @@ def describe(layers: Sequence[LayerNumbers]) -> str:
         f"two modes or more in {len(several)} of {len(layers)} layers" if several else "unimodal in every layer",
         f"{median(several):.2f} apart" if several else "",
         f"{bimodal:.0%} of single images bimodal",
-        f"90 % of pairs within {median(numbers.width for numbers in layers):.2f}",
+        f"90% of pairs within {median(numbers.width for numbers in layers):.2f}",
         f"entropy {sum(numbers.entropy for numbers in layers):.2f}",
         f"{sum(distances) / len(distances):.3f} from real (Wasserstein-1)" if distances else "",
     ]

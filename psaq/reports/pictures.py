@@ -15,7 +15,7 @@ TITLES = {
     "film": ("From noise to image", "The first images after some of the steps."),
     "density": (
         "Patch-similarity density",
-        "Mean over images, band from the 10 % to the 90 % quantile; one panel per layer (Fig. 3).",
+        "Mean over images, band from the 10% to the 90% quantile; one panel per layer (Fig. 3).",
     ),
     "similarity": (
         "Patch similarity over an image",

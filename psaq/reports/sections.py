@@ -216,7 +216,7 @@ def _cell(name: str, value: Any) -> str:
         return "–"
     units = {"logit_sqnr": " dB", "n": "", "model": "", "precision": "", "method": ""}
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return f"{text}{units.get(name, ' %')}"
+    return f"{text}{units.get(name, '%')}"
 
 
 def _number(value: Any) -> float:

@@ -28,9 +28,18 @@ BASELINE = Path(__file__).parent / "baseline"
 PAPER = replace(STYLES["paper"], dpi=100)
 
 # Both pictures are blurred over BLUR pixels and compared where they differ most, of 255. Letters drawn without
-# hinting, which also moves axes by a pixel, differ by 24 at most; a missing curve by 44 or more (both tested below).
+# hinting move lines and pictures by a pixel: curves then differ by 17 at most, pictures, whose edges are sharp, by 36.
+# A curve gone missing differs by 44 or more, a picture by 200 (all tested below).
 BLUR = 5
-TOLERANCE = 32
+TOLERANCE = {
+    "samples": 50,
+    "film": 50,
+    "similarity": 50,
+    "density": 30,
+    "losses": 30,
+    "layer_errors": 30,
+    "accuracy": 30,
+}
 
 
 def similarity_example() -> Figure:
@@ -97,7 +106,7 @@ def blurred(file: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_figure_looks_as_it_did(name, tmp_path):
-    assert difference(name, EXAMPLES[name](), tmp_path) < TOLERANCE
+    assert difference(name, EXAMPLES[name](), tmp_path) < TOLERANCE[name]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -107,7 +116,7 @@ def test_other_letters_stay_within_tolerance(name, tmp_path, monkeypatch):
     monkeypatch.setattr(psaq_plots.style, "_settings", lambda style: {**settings(style), **unhinted})
     figure = EXAMPLES[name]()
     with mpl.rc_context(unhinted):
-        assert difference(name, figure, tmp_path) < TOLERANCE
+        assert difference(name, figure, tmp_path) < TOLERANCE[name]
 
 
 @pytest.mark.parametrize("missing", ["noise", "real", "generated"])
@@ -115,14 +124,14 @@ def test_a_missing_curve_is_seen(missing, tmp_path):
     curves = density_curves(6)
     curves[missing] = np.zeros_like(curves[missing])
     figure = density_figure(GRID, curves, [f"block {k + 1}" for k in range(6)], style=PAPER)
-    assert difference("density", figure, tmp_path) > TOLERANCE
+    assert difference("density", figure, tmp_path) > TOLERANCE["density"]
 
 
 def test_a_missing_picture_is_seen(tmp_path):
     images = pictures(7)
     images[3] = 255
     figure = samples_figure(images, [f"class {k}\n{90 + k} %" for k in range(7)], style=PAPER)
-    assert difference("samples", figure, tmp_path) > TOLERANCE
+    assert difference("samples", figure, tmp_path) > TOLERANCE["samples"]
 
 
 def test_baseline_is_small():

@@ -45,6 +45,13 @@ def test_film_has_a_row_per_image_and_a_column_per_moment():
     assert_tidy(figure)
 
 
+def test_film_labels_are_apart_however_long():
+    film = np.stack([pictures(3)] * 6)
+    figure = film_figure(film, [0, 20, 40, 60, 80, 1000], ["Chesapeake Bay retriever, a very long name"] * 3)
+    assert_tidy(figure)
+    assert figure.axes[0].get_ylabel().endswith("…")
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from psaq.commands.options import ModelOptions
+from psaq.commands.outputs import FigureOptions
 from psaq.errors import PsaqError
 from psaq.images.synthetic import SyntheticImages
 from psaq.plot_density import PlotDensity
@@ -33,7 +34,14 @@ def numbers(path):
 def test_all_three_sources_at_once(photos, tmp_path, capsys):
     out, csv, numbers_file = tmp_path / "fig3.png", tmp_path / "fig3.csv", tmp_path / "fig3.json"
     command = PlotDensity(
-        noise=True, real=(photos,), synthesize=True, images=2, steps=3, out=out, csv=csv, json=numbers_file
+        noise=True,
+        real=(photos,),
+        synthesize=True,
+        images=2,
+        steps=3,
+        figure=FigureOptions(out),
+        csv=csv,
+        json=numbers_file,
     )
     command.run()
     assert {source: found["images"] for source, found in numbers(numbers_file).items()} == {
@@ -57,7 +65,7 @@ def test_a_run_of_synthesize_is_read_and_normalised_anew(tmp_path, vit, capsys):
     same.save(tmp_path / "same")
     for name in ("run", "same"):
         out = tmp_path / f"{name}.png"
-        PlotDensity(generated=tmp_path / name, out=out, json=out.with_suffix(".json")).run()
+        PlotDensity(generated=tmp_path / name, figure=FigureOptions(out), json=out.with_suffix(".json")).run()
     first, second = (numbers(tmp_path / f"{name}.json")["generated"] for name in ("run", "same"))
     assert first["entropy"] == pytest.approx(second["entropy"], rel=1e-4)
     assert first["images"] == 3
@@ -65,14 +73,18 @@ def test_a_run_of_synthesize_is_read_and_normalised_anew(tmp_path, vit, capsys):
 
 def test_same_seed_same_numbers(tmp_path):
     for name in ("first", "second"):
-        PlotDensity(noise=True, images=2, seed=3, out=tmp_path / f"{name}.png", json=tmp_path / f"{name}.json").run()
+        PlotDensity(
+            noise=True, images=2, seed=3, figure=FigureOptions(tmp_path / f"{name}.png"), json=tmp_path / f"{name}.json"
+        ).run()
     assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
 def test_options_reach_the_measurement(tmp_path):
-    options = {"layers": (2,), "bandwidth": 0.05, "grid": 100, "per_head": True, "style": "dark"}
-    PlotDensity(noise=True, images=1, out=tmp_path / "a.svg", json=tmp_path / "a.json", **options).run()
+    options = {"layers": (2,), "bandwidth": 0.05, "grid": 100, "per_head": True}
+    PlotDensity(
+        noise=True, images=1, figure=FigureOptions(tmp_path / "a.svg", "dark"), json=tmp_path / "a.json", **options
+    ).run()
     written = json.loads((tmp_path / "a.json").read_text())
     assert (written["bandwidth"], written["grid_points"]) == (0.05, 100)
     assert [layer["layer"] for layer in written["sources"]["noise"]["layers"]] == ["block 2"]
@@ -103,7 +115,9 @@ def empty(folder):
 def test_bad_input_is_named_and_nothing_is_written(photos, tmp_path, spoil, options, message):
     spoil(tmp_path)
     with pytest.raises(PsaqError, match=message):
-        PlotDensity(real=(photos,), out=tmp_path / "fig3.png", csv=tmp_path / "fig3.csv", **options).run()
+        PlotDensity(
+            real=(photos,), figure=FigureOptions(tmp_path / "fig3.png"), csv=tmp_path / "fig3.csv", **options
+        ).run()
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -112,4 +126,4 @@ def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path, monkeypatch,
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("loaded the model first"))
     with pytest.raises(PsaqError, match=str(tmp_path)):
-        PlotDensity(noise=True, out=tmp_path / name).run()
+        PlotDensity(noise=True, figure=FigureOptions(tmp_path / name)).run()

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from psaq.commands.options import ModelOptions
+from psaq.commands.outputs import FigureOptions
 from psaq.commands.plot_samples import PlotSamples
 from psaq.commands.plot_similarity import PlotSimilarity
 from psaq.errors import PsaqError
@@ -67,10 +68,10 @@ def test_classes_choose_images_and_their_film(images, vit):
     assert len(choose_images(images, vit, count=3)) == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"film": True}, {"columns": 2, "style": "dark"}])
+@pytest.mark.parametrize("options", [{}, {"film": True}, {"columns": 2}])
 def test_command_writes_the_picture(run, tmp_path, capsys, options):
     out = tmp_path / "samples.png"
-    PlotSamples(generated=run, out=out, **options).run()
+    PlotSamples(generated=run, figure=FigureOptions(out), **options).run()
     assert capsys.readouterr().out.strip() == str(out)
     with Image.open(out) as picture:
         picture.load()
@@ -80,7 +81,7 @@ def test_command_writes_the_picture(run, tmp_path, capsys, options):
 def test_command_synthesises_where_no_run_is_named(tmp_path, monkeypatch, images):
     asked = []
     monkeypatch.setattr("psaq.commands.plot_samples.synthesize", lambda model, config: asked.append(config) or images)
-    PlotSamples(images=2, seed=5, out=tmp_path / "samples.png").run()
+    PlotSamples(images=2, seed=5, figure=FigureOptions(tmp_path / "samples.png")).run()
     assert [(config.num_images, config.seed) for config in asked] == [(2, 5)]
     assert (tmp_path / "samples.png").exists()
 
@@ -107,7 +108,7 @@ def changed(run, **changes):
 def test_bad_input_is_named_and_nothing_is_written(run, tmp_path, changes, options, message):
     changed(run, **changes)
     with pytest.raises(PsaqError, match=message):
-        PlotSamples(generated=run, out=tmp_path / "samples.png", **options).run()
+        PlotSamples(generated=run, figure=FigureOptions(tmp_path / "samples.png"), **options).run()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -117,9 +118,9 @@ def test_similarity_of_each_kind_of_image(run, tmp_path):
     for name, options in {
         "photo": {"image": photo},
         "generated": {"generated": run, "index": 3},
-        "noise": {"noise": True, "layers": (2,), "at": (0.1, 0.9), "style": "dark"},
+        "noise": {"noise": True, "layers": (2,), "at": (0.1, 0.9)},
     }.items():
-        PlotSimilarity(out=tmp_path / f"{name}.png", **options).run()
+        PlotSimilarity(figure=FigureOptions(tmp_path / f"{name}.png"), **options).run()
         with Image.open(tmp_path / f"{name}.png") as picture:
             picture.load()
             assert picture.width == 1020
@@ -139,5 +140,5 @@ def test_similarity_of_each_kind_of_image(run, tmp_path):
 def test_similarity_names_bad_input_and_writes_nothing(run, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PsaqError, match=message):
-        PlotSimilarity(out=tmp_path / "similarity.png", **options).run()
+        PlotSimilarity(figure=FigureOptions(tmp_path / "similarity.png"), **options).run()
     assert not (tmp_path / "similarity.png").exists()

@@ -72,7 +72,7 @@ def test_page_tells_what_ran_and_what_came_of_it(run):
         "A <Processor> & Co, 2 threads",
         "seed 7",
         "1 h 2 min",
-        "deit_tiny W8A8 PSAQ 81.50 % 82.00 % 94.00 % 11.50 dB 71.56 % 600",
+        "deit_tiny W8A8 PSAQ 81.50% 82.00% 94.00% 11.50 dB 71.56% 600",
         "full precision 22.9 MB",
         "W4A8 3.2 MB",
         "noise unimodal in all 2 layers",
@@ -119,7 +119,7 @@ def test_rows_without_published_numbers_have_no_such_column(run):
     write_record(run, {**RECORD, "results": {"table": rows}})
     text = text_of(write_report(run))
     assert "published" not in text
-    assert "PSAQ 81.50 % 82.00 %" in text
+    assert "PSAQ 81.50% 82.00%" in text
 
 
 def test_same_run_same_page(run):
