@@ -11,17 +11,20 @@ from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
 from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.deploy import IntegerModel, deploy
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
     "DensityCurves",
+    "IntegerModel",
     "PsaqError",
     "Recipe",
     "Report",
     "SceneDataset",
     "SynthesisConfig",
     "SyntheticImages",
+    "deploy",
     "evaluate",
     "gaussian_images",
     "imagenet",

@@ -43,11 +43,11 @@ def quant_linear(
         bias: (outputs,), added in float32.
         activation: "gelu" or None.
         output: quantise y for the next layer and return its int8 levels.
-        dtype: of y where x is int8 and ``output`` is None: float32, float16 or bfloat16; otherwise x's own.
+        dtype: of y: float32, float16 or bfloat16; by default x's own. Required where x is int8 and y is not.
         backend: "triton", "torch", or None for the best that can run.
 
     Returns:
-        (..., outputs) in x's dtype, in ``dtype``, or int8.
+        (..., outputs) in ``dtype``, or int8 levels of ``output``.
 
     Raises:
         TypeError: an argument, which the message names, has an unsupported type or dtype.
@@ -147,6 +147,4 @@ def _result_type(x: Tensor, output: PerTensor | None, dtype: torch.dtype | None)
     result_type = dtype or x.dtype
     if result_type not in FLOAT_TYPES:
         raise TypeError(f"dtype must be float32, float16 or bfloat16 where x is {x.dtype}, got {dtype}")
-    if x.is_floating_point() and result_type != x.dtype:
-        raise TypeError(f"dtype is for int8 x alone: x is {x.dtype} and so is the result, got {dtype}")
     return result_type
