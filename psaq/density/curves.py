@@ -32,6 +32,7 @@ class DensityCurves:
         density: source → densities at the grid; all N² similarities of an image count.
         entropy: source → differential entropy of these densities, in nats.
         patches: per layer, how many patches are compared with each other (for Swin, those of a window).
+        windows: per layer, how many windows of patches an image has (heads kept separate count as windows, too).
         bandwidth: the Gaussian kernel's standard deviation.
     """
 
@@ -40,6 +41,7 @@ class DensityCurves:
     density: dict[str, Float[ndarray, "layers images grid"]]
     entropy: dict[str, Float[ndarray, "layers images"]]
     patches: tuple[int, ...]
+    windows: tuple[int, ...]
     bandwidth: float
 
     def plot(
@@ -103,7 +105,13 @@ class DensityCurves:
     def _numbers(self, source: str, layer: int) -> LayerNumbers:
         real = self._pairs(REAL, layer) if REAL in self.density and source != REAL else None
         return layer_numbers(
-            self.layers[layer], self.grid, self._pairs(source, layer), self.entropy[source][layer], real
+            self.layers[layer],
+            self.grid,
+            self._pairs(source, layer),
+            self.entropy[source][layer],
+            real,
+            samples=self.windows[layer] * self.patches[layer] * (self.patches[layer] - 1) // 2,
+            bandwidth=self.bandwidth,
         )
 
     def _pairs(self, source: str, layer: int) -> Float[ndarray, "images grid"]:

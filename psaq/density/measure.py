@@ -71,6 +71,7 @@ def patch_similarity_density(
         density={source: values.numpy() for source, values in density.items()},
         entropy={source: density_entropy(values, grid).numpy() for source, values in density.items()},
         patches=tuple(feature.shape[2] for feature in features),
+        windows=tuple(feature.shape[1] for feature in features),
         bandwidth=bandwidth,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from psaq.density.modes import Mode, central_width, distance, find_modes, separation
+from psaq.density.modes import Mode, central_width, distance, find_modes, separation, smoothed
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LayerNumbers:
 
     Attributes:
         entropy: nats, averaged over the images, each patch with itself included: what synthesis raises.
-        modes: of the images' mean density of pairs of different patches.
+        modes: of the images' mean density of pairs of different patches, smoothed by Silverman's rule.
         separation: between the two heaviest modes, None below two.
         width: of the interval of similarities that holds 90 % of the pairs.
         bimodal: the share of images that have two modes or more, each on its own.
@@ -39,17 +39,20 @@ def layer_numbers(
     pairs: Float[ndarray, "images grid"],
     entropy: Float[ndarray, "images"],
     real: Float[ndarray, "real grid"] | None,
+    samples: int,
+    bandwidth: float,
 ) -> LayerNumbers:
-    """The numbers of one layer, from the densities of its pairs of different patches."""
+    """The numbers of one layer, from the densities of its pairs of different patches, ``samples`` of each image."""
     mean = pairs.mean(0)
-    modes = find_modes(grid, mean)
+    modes = find_modes(grid, smoothed(grid, mean, samples * len(pairs), bandwidth))
+    single = [smoothed(grid, image, samples, bandwidth) for image in pairs]
     return LayerNumbers(
         layer=layer,
         entropy=float(entropy.mean()),
         modes=modes,
         separation=separation(modes),
         width=central_width(grid, mean),
-        bimodal=float(np.mean([len(find_modes(grid, image)) > 1 for image in pairs])),
+        bimodal=float(np.mean([len(find_modes(grid, image)) > 1 for image in single])),
         to_real=None if real is None else distance(grid, mean, real.mean(0)),
     )
 

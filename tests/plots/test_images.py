@@ -31,15 +31,8 @@ PAPER = replace(STYLES["paper"], dpi=100)
 # hinting move lines and pictures by a pixel: curves then differ by 17 at most, pictures, whose edges are sharp, by 36.
 # A curve gone missing differs by 44 or more, a picture by 200 (all tested below).
 BLUR = 5
-TOLERANCE = {
-    "samples": 50,
-    "film": 50,
-    "similarity": 50,
-    "density": 30,
-    "losses": 30,
-    "layer_errors": 30,
-    "accuracy": 30,
-}
+TOLERANCE = dict.fromkeys(("samples", "film", "similarity"), 50)
+TOLERANCE |= dict.fromkeys(("density", "losses", "layer_errors", "accuracy"), 30)
 
 
 def similarity_example() -> Figure:

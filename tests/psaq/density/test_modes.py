@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psaq.density.modes import central_width, distance, find_modes, separation, without_self_similarity
+from psaq.density.modes import central_width, distance, find_modes, separation, smoothed, without_self_similarity
 
 GRID = np.linspace(-1.04, 1.04, 417)
 
@@ -37,6 +37,35 @@ def test_separation_is_between_the_two_heaviest():
 def test_a_ripple_is_no_mode():
     rippled = normal(0.2, 0.2) * (1 + 0.03 * np.sin(60 * GRID))
     assert len(find_modes(GRID, rippled)) == 1
+
+
+def test_ripples_of_few_samples_are_smoothed_away():
+    rng = np.random.default_rng(0)
+    samples, bandwidth = 480, 0.01
+    drawn = rng.normal(0.2, 0.25, size=samples)
+    estimate = (np.exp(-0.5 * ((GRID[:, None] - drawn) / bandwidth) ** 2)).mean(1) / (bandwidth * np.sqrt(2 * np.pi))
+    assert len(find_modes(GRID, estimate)) > 1
+    assert len(find_modes(GRID, smoothed(GRID, estimate, samples, bandwidth))) == 1
+
+
+def test_smoothing_is_silvermans_estimate():
+    rng = np.random.default_rng(1)
+    samples, bandwidth = 500, 0.01
+    drawn = np.concatenate([rng.normal(-0.3, 0.1, 250), rng.normal(0.5, 0.05, 250)])
+
+    def estimate(width: float) -> np.ndarray:
+        return np.exp(-0.5 * ((GRID[:, None] - drawn) / width) ** 2).mean(1) / (width * np.sqrt(2 * np.pi))
+
+    low, high = np.quantile(drawn, [0.25, 0.75])
+    width = 0.9 * min(drawn.std(), (high - low) / 1.34) * samples**-0.2
+    found = smoothed(GRID, estimate(bandwidth), samples, bandwidth)
+    np.testing.assert_allclose(found, estimate(width), atol=0.02 * found.max())
+    assert len(find_modes(GRID, found)) == 2
+
+
+def test_what_is_smooth_already_is_left_alone():
+    density = normal(0.9, 0.02)
+    assert smoothed(GRID, density, 10**6, 0.02) is density
 
 
 def test_a_hill_of_little_mass_is_no_mode_however_sharp():
