@@ -10,20 +10,18 @@ from torch import Tensor, nn
 from psaq.cli import run_command
 from psaq.commands.evaluate import HELD_OUT_SEED
 from psaq.commands.options import Device, choose_device
-from psaq.density import DensityCurves, patch_similarity_density
+from psaq.density import patch_similarity_density
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD, Row, compare_sources, table, write_rows
-from psaq.files import write_whole
+from psaq.experiments.fig2 import draw_run
 from psaq.images.batches import CalibrationImages, gaussian_images
-from psaq.images.scenes import CLASS_NAMES, SceneDataset
-from psaq.images.synthetic import SyntheticImages
-from psaq.models.features import attention_layers
+from psaq.images.scenes import SceneDataset
 from psaq.models.micro import MICRO_MODELS
 from psaq.models.zoo import load_model
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
-from psaq_plots import samples_figure, save_figure
 
 CALIBRATION_SEED = 1_000_003
 """Of the scenes that stand for real images: neither trained nor evaluated on."""
@@ -52,8 +50,8 @@ class Demo:
                 rows.extend(self._compare(name, recipes))
         write_rows(self.out / "table.csv", rows)
         run.finish({"table": [row.flat() for row in rows]})
-        print(f"\n{table(rows)}\n\nEverything is in {self.out}: table.csv, run.json and, for each model, its images,")
-        print("samples.png and density.png")
+        print(f"\n{table(rows)}\n\nEverything is in {self.out}: table.csv, run.json, each model's images and figures;")
+        print(f"all at a glance in {write_report(self.out)}")
 
     def _compare(self, name: str, recipes: list[Recipe]) -> Iterator[Row]:
         model = load_model(name).to(choose_device(self.device))
@@ -64,8 +62,8 @@ class Demo:
             GAUSSIAN: gaussian_images(model, self.synthesis.num_images, self.synthesis.seed),
             PSAQ: images,
         }
-        draw_samples(folder / "samples.png", images)
-        draw_middle_layer(folder / "density.png", model, sources)
+        draw_run(images, model, folder)
+        draw_densities(folder, model, sources)
         yield from compare_sources(name, model, sources, recipes, SceneDataset(self.scenes, HELD_OUT_SEED, model))
 
 
@@ -74,21 +72,12 @@ def real_images(model: nn.Module, count: int) -> Tensor:
     return torch.stack([image for image, _ in SceneDataset(count, CALIBRATION_SEED, model).__getitems__(range(count))])
 
 
-def draw_samples(path: Path, images: SyntheticImages, shown: int = 16) -> None:
-    """The first images in true colours, each under its class."""
-    pictures = images.true_colours()[:shown].permute(0, 2, 3, 1).numpy()
-    captions = [CLASS_NAMES[label] for label in images.labels[:shown]]
-    figure = samples_figure(pictures, captions)
-    write_whole(path, lambda temporary: save_figure(figure, temporary))
-
-
-def draw_middle_layer(path: Path, model: nn.Module, sources: dict[str, CalibrationImages]) -> DensityCurves:
-    """The patch-similarity density of the middle block: noise, real and generated."""
+def draw_densities(folder: Path, model: nn.Module, sources: dict[str, CalibrationImages]) -> None:
+    """Fig. 3: the patch-similarity density of noise, real and generated images, as a picture and in numbers."""
     named = {"noise": sources[GAUSSIAN], "real": sources[STANDARD], "generated": sources[PSAQ]}
-    middle = (len(attention_layers(model)) + 1) // 2
-    curves = patch_similarity_density(model, named, layers=[middle])
-    curves.plot(path)
-    return curves
+    curves = patch_similarity_density(model, named)
+    curves.plot(folder / "density.png")
+    curves.write_json(folder / "density.json")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from psaq.images.pictures import load_pictures, normalised_for, picture_files
 from psaq.images.synthetic import FILE_NAME, load_images
 from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import save
+from psaq.quantization.layer_errors import layer_sqnr
 from psaq.quantization.points import Scope
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
@@ -60,8 +62,9 @@ class Quantize:
         with run.timed("quantisation"):
             qmodel = quantize(model, images, recipe, progress=True)
         save(qmodel, folder / MODEL_FILE)
-        sizes = {"bytes": (folder / MODEL_FILE).stat().st_size, "fp32_bytes": fp32_bytes(model)}
-        run.finish(sizes)
+        sizes = {"float32": fp32_bytes(model), "quantised": (folder / MODEL_FILE).stat().st_size}
+        run.finish({"sizes": sizes, "layer_sqnr": layer_sqnr(qmodel, images)})
+        write_report(folder)
         print(f"{folder / MODEL_FILE}: {recipe}, {_megabytes(sizes)}")
 
     def _config(self) -> Mapping[str, object]:
@@ -85,5 +88,5 @@ def fp32_bytes(model: nn.Module) -> int:
 
 
 def _megabytes(sizes: Mapping[str, int]) -> str:
-    part = sizes["fp32_bytes"] / sizes["bytes"]
-    return f"{sizes['bytes'] / 1e6:.2f} MB, 1/{part:.1f} of float32's {sizes['fp32_bytes'] / 1e6:.2f} MB"
+    part = sizes["float32"] / sizes["quantised"]
+    return f"{sizes['quantised'] / 1e6:.2f} MB, 1/{part:.1f} of float32's {sizes['float32'] / 1e6:.2f} MB"

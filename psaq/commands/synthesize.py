@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from psaq.commands.options import ModelOptions
+from psaq.experiments.fig2 import draw_run
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
+from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import HISTORY, synthesize_into
@@ -41,7 +43,9 @@ class Synthesize:
             return
         with run.timed("synthesis"):
             images = synthesize_into(folder, model, self.synthesis)
+        draw_run(images, model, folder)
         run.finish(final_losses(images))
+        write_report(folder)
         print(f"{len(images)} images in {folder} (images.safetensors, images/*.png, {HISTORY}, run.json)")
 
 

@@ -55,7 +55,7 @@ def test_noise_calibrates_on_what_gaussian_images_gives(vit, tmp_path, capsys):
     qmodel = load(tmp_path / "run" / "model.safetensors", vit)
     assert same_scales(qmodel, quantize(vit, gaussian_images(vit, 3, 5), Recipe.paper(4, 6, "matmul")))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["results"]["bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert record["results"]["sizes"]["quantised"] == (tmp_path / "run" / "model.safetensors").stat().st_size
     assert "W4A6 (matmul)" in capsys.readouterr().out
 
 
