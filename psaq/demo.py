@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from psaq.cli import run_command
 from psaq.commands.evaluate import HELD_OUT_SEED
 from psaq.commands.options import Device, choose_device
-from psaq.density import patch_similarity_density
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD, Row, compare_sources, table, write_rows
 from psaq.experiments.fig2 import draw_run
+from psaq.experiments.fig3 import draw_densities
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.scenes import SceneDataset
 from psaq.models.micro import MICRO_MODELS
@@ -63,21 +63,14 @@ class Demo:
             PSAQ: images,
         }
         draw_run(images, model, folder)
-        draw_densities(folder, model, sources)
+        named = {"noise": sources[GAUSSIAN], "real": sources[STANDARD], "generated": sources[PSAQ]}
+        draw_densities(named, model, folder)
         yield from compare_sources(name, model, sources, recipes, SceneDataset(self.scenes, HELD_OUT_SEED, model))
 
 
 def real_images(model: nn.Module, count: int) -> Tensor:
     """Scenes that stand for the real images Table 1's "Standard" is calibrated on."""
     return torch.stack([image for image, _ in SceneDataset(count, CALIBRATION_SEED, model).__getitems__(range(count))])
-
-
-def draw_densities(folder: Path, model: nn.Module, sources: dict[str, CalibrationImages]) -> None:
-    """Fig. 3: the patch-similarity density of noise, real and generated images, as a picture and in numbers."""
-    named = {"noise": sources[GAUSSIAN], "real": sources[STANDARD], "generated": sources[PSAQ]}
-    curves = patch_similarity_density(model, named)
-    curves.plot(folder / "density.png")
-    curves.write_json(folder / "density.json")
 
 
 if __name__ == "__main__":

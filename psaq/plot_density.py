@@ -112,7 +112,7 @@ def numbers_table(numbers: Mapping[str, Sequence[LayerNumbers]]) -> list[str]:
     """The numbers beside the picture, a line per layer and source, and a verdict per source."""
     layers = next(iter(numbers.values()))
     width = max(len(layer.layer) for layer in layers)
-    lines = [f"{'layer':<{width}}  {'source':<10} entropy  width  bimodal  to real  modes at"]
+    lines = [f"{'layer':<{width}}  {'source':<10} entropy  width  bimodal  to real  apart  modes at"]
     for position in range(len(layers)):
         for source, of_source in numbers.items():
             lines.append(f"{of_source[position].layer:<{width}}  {source:<10} {_cells(of_source[position])}")
@@ -121,8 +121,9 @@ def numbers_table(numbers: Mapping[str, Sequence[LayerNumbers]]) -> list[str]:
 
 def _cells(numbers: LayerNumbers) -> str:
     to_real = "      –" if numbers.to_real is None else f"{numbers.to_real:7.3f}"
+    apart = "    –" if numbers.separation is None else f"{numbers.separation:5.2f}"
     modes = " ".join(f"{mode.position:.2f}" for mode in numbers.modes)
-    return f"{numbers.entropy:7.2f}  {numbers.width:5.2f}  {numbers.bimodal:7.0%}  {to_real}  {modes}"
+    return f"{numbers.entropy:7.2f}  {numbers.width:5.2f}  {numbers.bimodal:7.0%}  {to_real}  {apart}  {modes}"
 
 
 if __name__ == "__main__":

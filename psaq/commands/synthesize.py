@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor, nn
+
 from psaq.commands.options import ModelOptions
 from psaq.experiments.fig2 import draw_run
+from psaq.experiments.fig3 import draw_densities
+from psaq.images.batches import gaussian_images
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
 from psaq.reports import write_report
 from psaq.runs import RunFolder
@@ -43,10 +47,18 @@ class Synthesize:
             return
         with run.timed("synthesis"):
             images = synthesize_into(folder, model, self.synthesis)
-        draw_run(images, model, folder)
+        with run.timed("figures"):
+            draw_run(images, model, folder)
+            draw_densities(compared(images, model), model, folder)
         run.finish(final_losses(images))
         write_report(folder)
         print(f"{len(images)} images in {folder} (images.safetensors, images/*.png, {HISTORY}, run.json)")
+
+
+def compared(images: SyntheticImages, model: nn.Module, count: int = 8) -> dict[str, Tensor]:
+    """What the run's Fig. 3 compares: as many images of noise and of the synthesis."""
+    generated = images.images[:count]
+    return {"noise": gaussian_images(model, len(generated)), "generated": generated}
 
 
 def final_losses(images: SyntheticImages) -> dict[str, float]:

@@ -127,3 +127,19 @@ def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path, monkeypatch,
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("loaded the model first"))
     with pytest.raises(PsaqError, match=str(tmp_path)):
         PlotDensity(noise=True, figure=FigureOptions(tmp_path / name)).run()
+
+
+def test_without_a_word_a_bundled_model_draws_all_three(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the bundled model itself
+    options = ModelOptions(model="micro_swin")
+    PlotDensity(options, images=3, steps=3, figure=FigureOptions(tmp_path / "a.png"), json=tmp_path / "a.json").run()
+    assert list(numbers(tmp_path / "a.json")) == ["noise", "real", "generated"]
+    layers = [layer["layer"] for layer in numbers(tmp_path / "a.json")["real"]["layers"]]
+    assert layers[0] == "stage 1 · block 1"
+    assert len(layers) == 6
+
+
+def test_a_model_that_is_not_bundled_has_no_scenes(tmp_path):
+    options = ModelOptions(model="deit_tiny")
+    PlotDensity(options, images=2, steps=2, figure=FigureOptions(tmp_path / "a.png"), json=tmp_path / "a.json").run()
+    assert list(numbers(tmp_path / "a.json")) == ["noise", "generated"]

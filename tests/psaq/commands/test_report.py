@@ -35,7 +35,7 @@ def small_model(monkeypatch, vit):
 def test_a_synthesis_ends_with_its_page(small_model, tmp_path):
     Synthesize(synthesis=SynthesisConfig(num_images=2, steps=3), out=tmp_path).run()
     page = (tmp_path / "report.html").read_text()
-    for title in ("Synthesised images", "From noise to image", "Losses"):
+    for title in ("Synthesised images", "From noise to image", "Patch-similarity density", "Losses"):
         assert f'alt="{title}"' in page
     assert "not finished" not in page
 
