@@ -33,7 +33,8 @@ def quant_linear(
         y[m, n] = s_x · s_w[n] · (Σ_k q[m, k] W[n, k] − z Σ_k W[n, k]) + bias[n].
 
     The sums are exact int32; the rest is float32, rounded once to the output's type, and the same to the last bit
-    in both backends up to the GELU (exact, by the error function: within 2 ulp). Inference only: no gradient.
+    in both backends. The GELU is the exact one, by an error function that differs between them: y is then within
+    2⁻²¹ of its argument's magnitude. Inference only: no gradient.
 
     Args:
         x: (..., inputs), float32, float16 or bfloat16, any strides; or int8 levels of ``input``, as

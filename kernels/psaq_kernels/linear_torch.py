@@ -71,7 +71,7 @@ def integer_matmul(a: Int8[Tensor, "rows inputs"], b: Int8[Tensor, "outputs inpu
     """a·bᵀ, exact, by the fastest way that this device has."""
     if a.device.type == "cuda":
         return padded_int_mm(a, b)
-    if a.device.type == "cpu" and _has_fast_int_mm():
+    if a.device.type == "cpu" and a.shape[1] > 1 and _has_fast_int_mm():  # one input it multiplies wrongly
         return torch._int_mm(a, b.t())
     return float_matmul(a, b)
 
