@@ -57,6 +57,11 @@ class AffineQuantizer(nn.Module):
         integers = on_grid.round().int() + self._broadcast(self.zero_point, x)
         return integers.to(torch.int8 if self.symmetric else torch.uint8)
 
+    def steps(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """x̂ / scale = q − zero_point: whole numbers, in float32 at least. The gradient passes straight through."""
+        scaled = self(x).to(torch.promote_types(x.dtype, torch.float32)) / self._broadcast(self.scale, x)
+        return scaled + (scaled.round() - scaled).detach()
+
     def real(self, integers: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The real numbers that ``integers`` stand for."""
         centred = integers.int() - self._broadcast(self.zero_point, integers)

@@ -1,9 +1,16 @@
-"""Linear and convolution layers with points at their input, their output and their weight."""
+"""Linear and convolution layers with points at their input, their output and their weight.
+
+Where both factors are quantised, their product is computed as integer hardware does: whole numbers are multiplied
+and summed, then scaled, then the bias is added. In float32 the sums are exact up to 2^24, so that the simulation
+and the deployed model agree to the last bit; products of the scaled numbers would differ by their rounding, which
+later quantisers amplify to the size of their own noise.
+"""
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.points import WEIGHT, Quantized
 
 
@@ -13,8 +20,12 @@ class QuantLinear(Quantized, nn.Linear):
     points = ("input", WEIGHT, "output")
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        weight = self.weight_quantizer(self.weight)
-        return self.output(F.linear(self.input(x), weight, self.bias))
+        input, weight = self.input, self.weight_quantizer
+        if not _are_uniform(input, weight):
+            return self.output(F.linear(input(x), weight(self.weight), self.bias))
+        sums = F.linear(input.steps(x), weight.steps(self.weight))
+        y = sums * (input.scale * weight.scale)
+        return self.output((y if self.bias is None else y + self.bias).to(x.dtype))
 
 
 class QuantConv2d(Quantized, nn.Conv2d):
@@ -23,5 +34,16 @@ class QuantConv2d(Quantized, nn.Conv2d):
     points = ("input", WEIGHT, "output")
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Float[Tensor, "images outputs rows columns"]:
-        weight = self.weight_quantizer(self.weight)
-        return self.output(self._conv_forward(self.input(x), weight, self.bias))
+        input, weight = self.input, self.weight_quantizer
+        if not _are_uniform(input, weight):
+            return self.output(self._conv_forward(input(x), weight(self.weight), self.bias))
+        sums = self._conv_forward(input.steps(x), weight.steps(self.weight), None)
+        y = sums * (input.scale * weight.scale).view(-1, 1, 1)
+        return self.output((y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(x.dtype))
+
+
+def _are_uniform(input: nn.Module, weight: nn.Module) -> bool:
+    """Whether x̂ and ŵ are whole multiples of one scale each per output."""
+    if not isinstance(input, AffineQuantizer) or not isinstance(weight, AffineQuantizer):
+        return False
+    return not input.per_channel and weight.symmetric
