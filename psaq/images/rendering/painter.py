@@ -29,6 +29,24 @@ class Rendering:
     coverage: Plane
 
 
+@dataclass(frozen=True)
+class Paint:
+    """From which ranges a pair of colours is drawn."""
+
+    brightness: tuple[float, float]
+    """Of the lighter one."""
+    contrast: tuple[float, float]
+    """How much darker the other one is."""
+    vividness: float
+    """0 for greys, 1 for every hue."""
+
+
+# What stands in front is brighter and more colourful than what lies behind, but not in every scene.
+_GROUND = Paint(brightness=(0.25, 0.6), contrast=(0.08, 0.25), vividness=0.5)
+_LITTER = Paint(brightness=(0.25, 0.75), contrast=(0.08, 0.3), vividness=0.7)
+_OBJECT = Paint(brightness=(0.65, 1.0), contrast=(0.3, 0.55), vividness=1.2)
+
+
 def paint(draws: Draws, labels: Labels) -> Rendering:
     """Paint one scene per label."""
     canvas = _background(draws)
@@ -57,7 +75,7 @@ def _textured(draws: Draws, relief: Plane) -> Canvas:
     pattern = _of_kind(draws.choice(3), (stripes, spots, checks), u, v)
     grain = smooth_noise(draws, 16, SIZE)
     field = grain + draws.uniform(0, 1, 1, 1) * (pattern - grain)
-    return _two_tone(draws, np.float32(0.6) * field + np.float32(0.4) * relief, contrast=(0.08, 0.3), vividness=0.4)
+    return _two_tone(draws, np.float32(0.6) * field + np.float32(0.4) * relief, _GROUND)
 
 
 def _add_clutter(canvas: Canvas, draws: Draws) -> None:
@@ -68,7 +86,7 @@ def _add_clutter(canvas: Canvas, draws: Draws) -> None:
     reach = np.where(draws.choice(2, 1, 1) == 0, np.sqrt(x * x + y * y), np.maximum(x, y))
     u, v = _surface_coordinates(draws)
     pattern = _of_kind(draws.choice(3), (stripes, spots, checks), u, v)
-    colours = _two_tone(draws, pattern, contrast=(0.05, 0.3), vividness=0.6)
+    colours = _two_tone(draws, pattern, _LITTER)
     _cover(canvas, colours, _soft((1 - reach) * np.minimum(width, height)))
 
 
@@ -80,19 +98,20 @@ def _add_object(canvas: Canvas, draws: Draws, labels: Labels) -> Plane:
     _cast_shadow(canvas, draws, depth)
     u, v = _surface_coordinates(draws)
     pattern = _of_kind(labels % len(SURFACES), tuple(SURFACES.values()), u, v)
-    colours = _two_tone(draws, pattern, contrast=(0.3, 0.6), vividness=1.2)
+    colours = _two_tone(draws, pattern, _OBJECT)
     colours *= _shading(draws, x, y, depth)[:, None]
     _cover(canvas, colours, mask)
     return mask * (1 - _add_occluder(canvas, draws, x * radius, y * radius, radius))
 
 
 def _pose(draws: Draws) -> tuple[Plane, Plane, Scalar]:
-    """The object's own coordinates (turned, squeezed, slightly bent; unit radius) and its radius in pixels."""
-    radius = draws.uniform(13, 22, 1, 1)
-    x, y = _turned_plane(draws, centre=(20, 44))
-    squeeze = draws.uniform(0.75, 1, 1, 1)
-    bend = np.float32(4) * (smooth_noise(draws, 3, SIZE) - np.float32(0.5))
-    return (x + bend) / radius, (y - bend) / (radius * squeeze), radius
+    """The object's own coordinates (tilted, squeezed, slightly bent; unit radius) and its radius in pixels."""
+    radius = draws.uniform(14, 22, 1, 1)
+    x, y = _plane(draws, centre=(23, 41))
+    tilt = draws.uniform(-0.4, 0.4, 1, 1)
+    squeeze = draws.uniform(0.8, 1, 1, 1)
+    bend = np.float32(3) * (smooth_noise(draws, 3, SIZE) - np.float32(0.5))
+    return (x + tilt * y + bend) / radius, (tilt * x - y - bend) / (radius * squeeze), radius
 
 
 def _cast_shadow(canvas: Canvas, draws: Draws, depth: Plane) -> None:
@@ -110,9 +129,9 @@ def _add_occluder(canvas: Canvas, draws: Draws, x: Plane, y: Plane, radius: Scal
     """In most scenes a bar across the object, off its centre; what it covers."""
     slope_x, slope_y = _direction(draws)
     across = x * slope_x + y * slope_y - radius * draws.uniform(0.2, 0.9, 1, 1)
-    width = radius * draws.uniform(0.1, 0.22, 1, 1) * (draws.uniform(0, 1, 1, 1) < np.float32(0.7))
+    width = radius * draws.uniform(0.06, 0.16, 1, 1) * (draws.uniform(0, 1, 1, 1) < np.float32(0.6))
     mask = _soft(width - np.abs(across)) * (width > 0)
-    _cover(canvas, _two_tone(draws, smooth_noise(draws, 8, SIZE), contrast=(0.05, 0.3), vividness=0.4), mask)
+    _cover(canvas, _two_tone(draws, smooth_noise(draws, 8, SIZE), _GROUND), mask)
     return mask
 
 
@@ -132,11 +151,15 @@ def _surface_coordinates(draws: Draws) -> tuple[Plane, Plane]:
 
 def _turned_plane(draws: Draws, centre: tuple[float, float]) -> tuple[Plane, Plane]:
     """Pixel coordinates around a centre drawn from ``centre`` on both axes, turned by any angle."""
-    axis = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
-    x = axis - draws.uniform(*centre, 1, 1)
-    y = axis[:, None] - draws.uniform(*centre, 1, 1)
+    x, y = _plane(draws, centre)
     cosine, sine = _direction(draws)
     return cosine * x + sine * y, cosine * y - sine * x
+
+
+def _plane(draws: Draws, centre: tuple[float, float]) -> tuple[Plane, Plane]:
+    """Pixel coordinates around a centre drawn from ``centre`` on both axes: x to the right, y downwards."""
+    axis = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
+    return axis - draws.uniform(*centre, 1, 1), axis[:, None] - draws.uniform(*centre, 1, 1)
 
 
 def _direction(draws: Draws) -> tuple[Scalar, Scalar]:
@@ -156,17 +179,13 @@ def _of_kind(kinds: Labels, functions: Sequence[Shape], u: Plane, v: Plane) -> P
     return field
 
 
-def _two_tone(draws: Draws, field: Plane, contrast: tuple[float, float], vividness: float) -> Canvas:
-    """The field as a blend of two colours that differ in brightness by ``contrast``.
-
-    A ``vividness`` of 0 is grey, of 1 any colour as likely as another.
-    """
-    colour = draws.uniform(0.2, 0.8, 3, 1, 1)
-    grey = colour.mean(axis=1, keepdims=True)
-    colour = grey + np.float32(vividness) * (colour - grey)
-    step = draws.uniform(*contrast, 1, 1, 1) + draws.uniform(-0.1, 0.1, 3, 1, 1)
-    step = np.where(colour.mean(axis=1, keepdims=True) > np.float32(0.5), -step, step)
-    return colour + step * field[:, None]
+def _two_tone(draws: Draws, field: Plane, paint: Paint) -> Canvas:
+    """The field as a blend from a light colour to a darker one."""
+    hue = draws.uniform(-0.3, 0.3, 3, 1, 1)
+    hue -= hue.mean(axis=1, keepdims=True)
+    light = draws.uniform(*paint.brightness, 1, 1, 1) + np.float32(paint.vividness) * hue
+    step = draws.uniform(*paint.contrast, 1, 1, 1) + draws.uniform(-0.1, 0.1, 3, 1, 1)
+    return light - step * field[:, None]
 
 
 def _cover(canvas: Canvas, layer: Canvas, mask: Plane) -> None:

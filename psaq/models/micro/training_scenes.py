@@ -1,4 +1,4 @@
-"""Scenes for training, rendered once and varied by the symmetries of the square; scenes for measuring."""
+"""Scenes for training, rendered once and varied by symmetries that keep the class; scenes for measuring."""
 
 from dataclasses import dataclass
 
@@ -50,15 +50,13 @@ class TrainingScenes:
         return cls(images, labels, coverage)
 
     def sample(self, count: int) -> Batch:
-        """Random scenes in one of the eight positions of a square, none of which changes a class."""
+        """Random scenes, mirrored and with their colour channels permuted at random: neither changes a class."""
         chosen = torch.randint(len(self.labels), (count,))
-        quarter_turns, mirrored = divmod(int(torch.randint(8, ())), 2)
-
-        def turned(maps: Tensor) -> Tensor:
-            maps = torch.rot90(maps, quarter_turns, dims=(-2, -1))
-            return maps.flip(-1) if mirrored else maps
-
-        return Batch(turned(self.images[chosen].float() / 255), self.labels[chosen], turned(self.coverage[chosen]))
+        images = self.images[chosen][:, torch.randperm(3)].float() / 255
+        coverage = self.coverage[chosen]
+        if torch.rand(()) < 0.5:
+            images, coverage = images.flip(-1), coverage.flip(-1)
+        return Batch(images, self.labels[chosen], coverage)
 
 
 def normalised(images: Images, model: nn.Module) -> Images:
