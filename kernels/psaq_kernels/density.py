@@ -1,7 +1,10 @@
 """Patch similarity → kernel density: the operation, its registration with torch and the choice of backend."""
 
+import functools
+import importlib
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,11 +13,10 @@ from torch import Tensor
 
 from psaq_kernels import density_torch
 from psaq_kernels.backends import choose_backend
+from psaq_kernels.density_layout import Features, layer_shapes
 
 SMALLEST_BANDWIDTH = 1e-3  # below, the rounding of a float32 similarity shows in the density
 FEATURE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-Features = Float[Tensor, "images windows patches channels"]
 
 
 def similarity_density(
@@ -51,12 +53,7 @@ def similarity_density(
     layers = [features] if isinstance(features, Tensor) else list(features)
     _check(layers, grid, bandwidth)
     chosen = choose_backend(backend, layers[0].device)
-    dtype = layers[0].dtype
-    for layer in layers:
-        dtype = torch.promote_types(dtype, layer.dtype)
-    packed = torch.cat([layer.reshape(-1).to(dtype) for layer in layers])
-    shapes = [size for layer in layers for size in layer.shape]
-    density = _density(packed, shapes, grid.float(), float(bandwidth), chosen)
+    density = _density(*_pack(layers), grid.float(), float(bandwidth), chosen)
     return density[0] if isinstance(features, Tensor) else density
 
 
@@ -75,7 +72,15 @@ def similarity_range(
     _check_features(layers)
     if layers[0].shape[0] == 0:
         raise ValueError("features hold no image, so there is no range of similarities")
-    return density_torch.similarity_extremes(layers)
+    packed, sizes = _pack(layers)
+    return density_torch.similarity_extremes(packed, layer_shapes(sizes))
+
+
+def _pack(layers: Sequence[Features]) -> tuple[Float[Tensor, "elements"], list[int]]:
+    """Layers end to end in one tensor, and their four sizes each, so that a whole model is one launch."""
+    dtype = functools.reduce(torch.promote_types, (layer.dtype for layer in layers))
+    packed = torch.cat([layer.reshape(-1).to(dtype) for layer in layers])
+    return packed, [size for layer in layers for size in layer.shape]
 
 
 def _check(layers: Sequence[Tensor], grid: Tensor, bandwidth: float) -> None:
@@ -110,54 +115,50 @@ def _check_features(layers: Sequence[Tensor]) -> None:
             raise ValueError("features of all layers must hold the same images, on the same device")
 
 
-# The operation ----------------------------------------------------------------------------------------------
-# Layers travel packed end to end in one tensor, with their four sizes each, so that a model is one launch.
+# The operation, as torch knows it ---------------------------------------------------------------------------
 
 
 @torch.library.custom_op("psaq::similarity_density", mutates_args=())
-def _density(packed: Tensor, shapes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
-    layers = _unpack(packed, shapes)
-    if layers[0].shape[0] == 0:
-        return grid.new_empty(len(layers), 0, grid.shape[0])
-    return density_torch.forward(layers, grid, bandwidth)
+def _density(packed: Tensor, sizes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
+    shapes = layer_shapes(sizes)
+    if not shapes[0].images:
+        return grid.new_empty(len(shapes), 0, len(grid))
+    return _implementation(backend).forward(packed, shapes, grid, bandwidth)
 
 
 @torch.library.custom_op("psaq::similarity_density_backward", mutates_args=())
 def _density_backward(
-    gradient: Tensor, packed: Tensor, shapes: Sequence[int], grid: Tensor, bandwidth: float, backend: str
+    gradient: Tensor, packed: Tensor, sizes: Sequence[int], grid: Tensor, bandwidth: float, backend: str
 ) -> Tensor:
-    layers = _unpack(packed, shapes)
-    if layers[0].shape[0] == 0:
+    shapes = layer_shapes(sizes)
+    if not shapes[0].images:
         return torch.empty_like(packed)
-    gradients = density_torch.backward(gradient, layers, grid, bandwidth)
-    return torch.cat([layer.reshape(-1) for layer in gradients])
+    return _implementation(backend).backward(gradient.contiguous(), packed, shapes, grid, bandwidth)
 
 
 @_density.register_fake
-def _(packed: Tensor, shapes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
-    return grid.new_empty(len(shapes) // 4, shapes[0], grid.shape[0])
+def _(packed: Tensor, sizes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
+    return grid.new_empty(len(sizes) // 4, sizes[0], grid.shape[0])
 
 
 @_density_backward.register_fake
-def _(gradient: Tensor, packed: Tensor, shapes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
+def _(gradient: Tensor, packed: Tensor, sizes: Sequence[int], grid: Tensor, bandwidth: float, backend: str) -> Tensor:
     return torch.empty_like(packed)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    packed, ctx.shapes, grid, ctx.bandwidth, ctx.backend = inputs
+    packed, ctx.sizes, grid, ctx.bandwidth, ctx.backend = inputs
     ctx.save_for_backward(packed, grid)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     packed, grid = ctx.saved_tensors
-    features = _density_backward(gradient, packed, ctx.shapes, grid, ctx.bandwidth, ctx.backend)
+    features = _density_backward(gradient, packed, ctx.sizes, grid, ctx.bandwidth, ctx.backend)
     return features, None, None, None, None
 
 
 _density.register_autograd(_differentiate, setup_context=_save)
 
 
-def _unpack(packed: Tensor, shapes: Sequence[int]) -> list[Features]:
-    sizes = [tuple(shapes[start : start + 4]) for start in range(0, len(shapes), 4)]
-    parts = packed.split([math.prod(size) for size in sizes])
-    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+def _implementation(backend: str) -> ModuleType:
+    return density_torch if backend == "torch" else importlib.import_module("psaq_kernels.density_triton")
