@@ -43,7 +43,7 @@ def render_scenes(which: int | Sequence[int] | Int[Tensor, "images"], seed: int 
     indices = _indices(which, seed)
     renderings = list(_renderings(indices, seed))
     images = torch.from_numpy(np.concatenate([rendering.images for rendering in renderings]))
-    coverage = torch.from_numpy(np.concatenate([rendering.coverage for rendering in renderings])).float()
+    coverage = torch.from_numpy(np.concatenate([rendering.coverage for rendering in renderings]))
     return Scenes(images.float() / 255, torch.from_numpy(_labels(indices, seed)), coverage)
 
 

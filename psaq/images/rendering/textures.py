@@ -37,7 +37,7 @@ def smooth_noise(draws: Draws, cells: int, size: int) -> Plane:
     lattice = draws.uniform(0, 1, cells + 1, cells + 1)
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     left = position.astype(np.int64)
-    offset = position - left
+    offset = position - left.astype(np.float32)
     weight = offset * offset * (3 - 2 * offset)
     rows = _blend(lattice[:, left], lattice[:, left + 1], weight[:, None])
     return _blend(rows[:, :, left], rows[:, :, left + 1], weight)
