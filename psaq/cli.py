@@ -24,7 +24,6 @@ COMMANDS = {
     ),
     "report": ("psaq.commands.report:ReportRun", "write a run's page, report.html, anew"),
     "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
-    "tune": ("psaq.tune:Tune", "tune the kernels on this GPU, or check them for a target"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),
 }
 """Name → (where its dataclass is, what it is for). Imported only when asked for, so that help is quick."""

@@ -30,7 +30,9 @@ def test_entropy_rises_above_noise(vit):
 
 
 def test_class_loss_falls(vit):
-    images = synthesize(vit, SynthesisConfig(num_images=2, steps=30, class_weight=100, smoothness_weight=0), progress=False)
+    images = synthesize(
+        vit, SynthesisConfig(num_images=2, steps=30, class_weight=100, smoothness_weight=0), progress=False
+    )
     assert images.history["class_loss"][0, -1] < images.history["class_loss"][0, 0] - 0.1
 
 
