@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from math import inf, log10
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
@@ -37,21 +38,30 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
     return _by_layer({name: _decibels(*energy.tolist()) for name, energy in energies.items() if energy[0] > 0})
 
 
+class _Listening(AffineQuantizer):
+    """A quantiser that adds up the energy of its signal and of its noise."""
+
+    energy: Tensor
+
+    def steps(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        steps = super().steps(x)
+        signal = x.detach().double()
+        noise = steps.detach() * self._broadcast(self.scale, x) - signal
+        self.energy += torch.stack([signal.square().sum(), noise.square().sum()]).cpu()
+        return steps
+
+
 @contextmanager
 def _listening(quantizers: dict[str, AffineQuantizer], energies: dict[str, Tensor]) -> Iterator[None]:
-    def add(energy: Tensor, signal: Tensor, quantised: Tensor) -> None:
-        noise = quantised.double() - signal.double()
-        energy += torch.stack([signal.double().square().sum(), noise.square().sum()]).cpu()
-
-    handles = [
-        quantizer.register_forward_hook(lambda _, inputs, output, energy=energies[name]: add(energy, inputs[0], output))
-        for name, quantizer in quantizers.items()
-    ]
     try:
+        for name, quantizer in quantizers.items():
+            quantizer.__class__ = _Listening
+            quantizer.energy = energies[name]
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for quantizer in quantizers.values():
+            quantizer.__class__ = AffineQuantizer
+            del quantizer.energy
 
 
 def _by_layer(decibels: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -133,6 +133,31 @@ def test_gradients_pass_straight_through_inside_the_range():
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
+def test_steps_are_whole_numbers_whose_gradient_is_one_over_the_scale():
+    x = torch.tensor([-3.0, -0.4, 0.0, 0.4, 3.0], requires_grad=True)
+    quantizer = asymmetric_per_tensor(torch.tensor(-1.0), torch.tensor(1.0), 8)
+    steps = quantizer.steps(x)
+    assert torch.equal(steps, steps.round())
+    assert torch.equal(steps * quantizer.scale, quantizer(x))
+    steps.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([0, 1.0, 1, 1, 0]) / quantizer.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_it_computes_what_torchs_fake_quantisation_computes(dtype):
+    x = (3 * normal(1, 50, 40) + 1).to(dtype)
+    activations, weights = asymmetric_per_tensor(x.min() / 2, x.max() / 2, 5), symmetric_per_channel(x, 4)
+    per_tensor = torch.fake_quantize_per_tensor_affine(x, activations.scale, activations.zero_point, 0, 31)
+    per_channel = torch.fake_quantize_per_channel_affine(x, weights.scale, weights.zero_point, 0, -8, 7)
+    assert torch.equal(activations(x), per_tensor)
+    assert torch.equal(weights(x), per_channel)
+
+
+def test_nan_stays_nan():
+    quantizer = asymmetric_per_tensor(torch.tensor(-1.0), torch.tensor(1.0), 8)
+    assert quantizer(torch.tensor([torch.nan, 0.0])).isnan().tolist() == [True, False]
+
+
 def test_gradients_reach_the_weight():
     weight = torch.randn(3, 5, requires_grad=True)
     symmetric_per_channel(weight, 4)(weight).sum().backward()
