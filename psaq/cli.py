@@ -10,6 +10,7 @@ COMMANDS = {
     "synthesize": ("psaq.commands.synthesize:Synthesize", "make calibration images from a model alone"),
     "quantize": ("psaq.commands.quantize:Quantize", "quantise a model on calibration images"),
     "evaluate": ("psaq.commands.evaluate:Evaluate", "measure accuracy and agreement with the FP model"),
+    "export": ("psaq.commands.export:Export", "write a quantised model as ONNX and check it in onnxruntime"),
     "plot-density": (
         "psaq.plot_density:PlotDensity",
         "draw the patch-similarity density of every layer (Fig. 3)",

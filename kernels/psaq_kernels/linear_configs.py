@@ -8,7 +8,6 @@ from psaq_kernels.packing import QuantizedWeight, packed_length
 from psaq_kernels.tunable import Config, MachineRates, Problem, Workload
 
 ENOUGH_BLOCKS = 128  # about one for each multiprocessor of a large GPU
-REGISTERS = 255  # per thread
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8"}
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "i8": 1}
 
@@ -16,6 +15,7 @@ _TILES = ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4), (64, 64, 4)
 _DEPTHS = ((128, 3), (64, 4))  # BLOCK_K, stages
 _SPLITS = (1, 2, 4)
 _GROUP_M = 8
+_HOPPER = "sm_90"
 _MODEL_VARIANTS = (("i8", "tensor", 0), ("bf16", "tensor", 0), ("bf16", "token", 0), ("i8", "tensor", 1))
 
 
@@ -64,17 +64,25 @@ def candidates(problem: Problem, limits: DeviceLimits) -> list[Config]:
 
 
 def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
-    """Whether a block has the shared memory, the threads and (by estimate) the registers for it."""
+    """Whether a block has the shared memory, the threads and (by what compiling has shown) the registers for it."""
+    threads = config.num_warps * limits.warp_size
+    block_m, block_n, block_k = _block(config)
     return (
         shared_bytes(config, problem) <= limits.shared_bytes
         and config.num_warps <= limits.max_warps
-        and _registers(config, problem, limits) <= REGISTERS
+        and block_m * block_n <= threads * _accumulators(limits)
+        and not (problem["packed"] and block_k > 64 and limits.capability != _HOPPER)
     )
+
+
+def _accumulators(limits: DeviceLimits) -> int:
+    """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them."""
+    return 128 if limits.capability == _HOPPER else 64
 
 
 def shared_bytes(config: Config, problem: Problem) -> int:
     """What the stages of the pipeline hold: a tile of the weight, and one or, for packed weights, two of x."""
-    block_m, block_n, block_k = (int(config.constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    block_m, block_n, block_k = _block(config)
     x_tiles = 2 if problem["packed"] else 1
     return config.num_stages * block_k * (block_n + block_m * _x_bytes(config, problem) * x_tiles)
 
@@ -160,19 +168,17 @@ def _quantize_first(config: Config, problem: Problem) -> int:
 
 
 def _blocks(config: Config, problem: Problem) -> int:
-    constants = {name: int(value) for name, value in config.constants.items()}
-    rows, columns = int(problem["rows"]), int(problem["outputs"])
-    return -(-rows // constants["BLOCK_M"]) * -(-columns // constants["BLOCK_N"]) * constants["SPLIT_K"]
+    """How many thread blocks a launch has."""
+    block_m, block_n, _ = _block(config)
+    tiles = -(-int(problem["rows"]) // block_m) * -(-int(problem["outputs"]) // block_n)
+    return tiles * int(config.constants["SPLIT_K"])
+
+
+def _block(config: Config) -> tuple[int, int, int]:
+    """Rows, outputs and inputs of a tile."""
+    block_m, block_n, block_k = (int(config.constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    return block_m, block_n, block_k
 
 
 def _x_bytes(config: Config, problem: Problem) -> int:
     return 1 if config.constants["QUANTIZE_FIRST"] else BYTES[str(problem["x"])]
-
-
-def _registers(config: Config, problem: Problem, limits: DeviceLimits) -> int:
-    """Per thread: the accumulators, the tiles that pass through registers, and about fifty for the rest."""
-    block_m, block_n, block_k = (int(config.constants[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-    threads = config.num_warps * limits.warp_size
-    in_registers = block_m * block_k if _x_bytes(config, problem) > 1 else 0
-    in_registers += block_n * block_k if problem["packed"] else 0
-    return block_m * block_n // threads + in_registers // threads + 50

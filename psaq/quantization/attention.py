@@ -71,7 +71,7 @@ class QuantAttentionPoolLatent(Quantized, AttentionPoolLatent):
             return super().forward(x, *mask, **masks)
         _refuse_masks(self, (*mask, *masks.values()))
         x = x if self.pos_embed is None else x + self.pos_embed
-        latent = self.latent.expand(len(x), -1, -1)
+        latent = self.latent.expand(x.shape[0], -1, -1)
         q = rearrange(self.q(latent), "b n (h d) -> b h n d", h=self.num_heads)
         k, v = rearrange(self.kv(x), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
         scores = self.scores(_scaled_scores(self, self.q_norm(q), self.k_norm(k)))

@@ -62,7 +62,7 @@ class QuantVisionTransformer(Quantized, VisionTransformer):
         )
 
     def _join_prefix(self, patches: Tokens) -> Tokens:
-        prefix = [token.expand(len(patches), -1, -1) for token in self._prefix_tokens()]
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in self._prefix_tokens()]
         return self.tokens(torch.cat([*prefix, patches], dim=1)) if prefix else patches
 
     def _prefix_tokens(self) -> list[Tensor]:

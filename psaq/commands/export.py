@@ -1,0 +1,133 @@
+"""``psaq export``: a quantised model for other runtimes, checked in one of them."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.commands.quantize import MODEL_FILE
+from psaq.errors import PsaqError
+from psaq.evaluation import logit_sqnr
+from psaq.images.batches import gaussian_images
+from psaq.images.pictures import load_pictures, picture_files
+from psaq.progress import progress_bar
+from psaq.quantization.checkpoint import load
+from psaq.quantization.onnx_graph import export_float_onnx, export_onnx
+from psaq.runs import device_name
+
+Images = Float[Tensor, "images 3 height width"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How onnxruntime's model compares with the fake-quantised one, and with float32 in onnxruntime."""
+
+    images: int
+    agreement: float
+    """Images with the same most likely class, in percent."""
+    logit_sqnr: float
+    """In dB."""
+    milliseconds: float
+    """For one batch."""
+    float_milliseconds: float
+    """For the same batch with every quantisation point off."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a quantised model as ONNX with QuantizeLinear and DequantizeLinear (opset 21), and run it in onnxruntime
+    beside the fake-quantised model and beside float32."""
+
+    quantized: Path
+    """A run of ``psaq quantize``, or its file."""
+    onnx: Path
+    """The ONNX file to write."""
+    images: Path | None = None
+    """Pictures to check it on; by default noise."""
+    num_images: int = 32
+    """How many of them, in sorted path order."""
+    crop_pct: float | None = None
+    """Part of the resized picture's side that the centre crop keeps; by default the model's own."""
+    batch_size: int = 8
+    """Images per timed batch."""
+    repeats: int = 5
+    """Timed batches, of which the median counts."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_images, self.batch_size, self.repeats) < 1:
+            raise PsaqError("--num-images, --batch-size and --repeats must be at least 1")
+
+    def run(self) -> None:
+        file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
+        qmodel = load(file)
+        export_onnx(qmodel, self.onnx)
+        print(f"{self.onnx}: {self.onnx.stat().st_size / 1e6:.2f} MB")
+        verdict = check_onnx(self.onnx, qmodel, self._pictures(qmodel), self.batch_size, self.repeats)
+        print(_in_words(verdict, min(self.batch_size, verdict.images)))
+
+    def _pictures(self, qmodel: nn.Module) -> Images:
+        if self.images is None:
+            return gaussian_images(qmodel, self.num_images)
+        return load_pictures(picture_files([self.images])[: self.num_images], qmodel, crop_pct=self.crop_pct)
+
+
+def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, repeats: int) -> Verdict:
+    """Run an exported model in onnxruntime on the CPU.
+
+    Raises:
+        PsaqError: onnxruntime is missing.
+    """
+    quantized = _session(path)
+    with TemporaryDirectory() as folder:
+        export_float_onnx(qmodel, Path(folder) / "float.onnx")
+        full = _session(Path(folder) / "float.onnx")
+    batches = images.split(batch_size)
+    found = torch.cat([quantized(batch) for batch in progress_bar(batches, description="onnxruntime", unit="batch")])
+    expected = _fake_quantized(qmodel, batches)
+    agreement = 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    taken = [_milliseconds(run, batches[0], repeats) for run in (quantized, full)]
+    return Verdict(len(images), agreement, logit_sqnr(found, expected), *taken)
+
+
+@torch.no_grad()
+def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
+    progress = progress_bar(batches, description="Fake-quantised", unit="batch")
+    return torch.cat([qmodel.cpu()(batch) for batch in progress])
+
+
+def _session(path: Path) -> Callable[[Images], Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise PsaqError('onnxruntime is not installed; run pip install "psaq[onnx]"') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:
+    run(batch)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run(batch)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds)
+
+
+def _in_words(verdict: Verdict, batch: int) -> str:
+    speed = verdict.float_milliseconds / verdict.milliseconds
+    return (
+        f"onnxruntime beside the fake-quantised model: same top-1 on {verdict.agreement:.1f} % of {verdict.images} "
+        f"images, logit SQNR {verdict.logit_sqnr:.1f} dB\n"
+        f"{batch} images on {device_name('cpu')}: {verdict.milliseconds:.1f} ms, float32 "
+        f"{verdict.float_milliseconds:.1f} ms, so {speed:.2f} times as fast"
+    )

@@ -1,0 +1,197 @@
+"""A fake-quantised model as an ONNX graph: QuantizeLinear and DequantizeLinear around float operators."""
+
+import copy
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.files import write_whole
+from psaq.models.zoo import data_config
+from psaq.quantization.affine import AffineQuantizer
+from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.points import WEIGHT, Point, all_points
+from psaq_kernels.packing import NIBBLE_BITS
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21
+"""The first with 4-bit integers."""
+
+_TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
+_INPUT, _OUTPUT = "images", "logits"
+_VALUES = "integers"
+
+
+def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
+    """Write a quantised model as ONNX, opset 21, for any number of images.
+
+    Weights are stored as the integers they are: int4 up to 4 bits, int8 above, followed by DequantizeLinear. Every
+    live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
+
+    Raises:
+        PsaqError: not a quantised model, a quantiser that ONNX has no operator for, an onnx package that is missing,
+            or a file that cannot be written.
+    """
+    if getattr(qmodel, "psaq_recipe", None) is None:
+        raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
+    model = copy.deepcopy(qmodel).cpu().float().eval()
+    narrow = _swap_layers(model)
+    _write(_traced(model, qmodel), narrow, Path(path))
+
+
+def export_float_onnx(qmodel: nn.Module, path: Path | str) -> None:
+    """The same architecture and weights with every quantisation point off, to be compared with in speed."""
+    model = copy.deepcopy(qmodel).cpu().float().eval()
+    for name in all_points(model):
+        model.set_submodule(name, Point())
+    _write(_traced(model, qmodel), set(), Path(path))
+
+
+# Layers whose trace is the wanted graph --------------------------------------------------------------------------
+
+
+class _Stored(torch.autograd.Function):
+    """Integers times their scales; in the graph, DequantizeLinear."""
+
+    @staticmethod
+    def forward(_: Any, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+        shape = [1] * integers.ndim
+        shape[axis] = -1
+        return integers.float() * scale.view(shape)
+
+    @staticmethod
+    def symbolic(graph: Any, integers: Any, scale: Any, axis: int) -> Any:
+        real = graph.op("DequantizeLinear", integers, scale, axis_i=axis)
+        return real.setType(integers.type().with_dtype(torch.float32))
+
+
+class _Quantized(torch.autograd.Function):
+    """Fake quantisation to levels of uint8; in the graph, QuantizeLinear and DequantizeLinear."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), 0, 255)
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any, scale: Any, zero_point: Any) -> Any:
+        levels = graph.op("QuantizeLinear", x, scale, zero_point)
+        return graph.op("DequantizeLinear", levels, scale, zero_point).setType(x.type())
+
+
+class _OnnxPoint(nn.Module):
+    def __init__(self, point: AffineQuantizer):
+        super().__init__()
+        zero_point = point.zero_point - point.lowest
+        self.register_buffer("scale", point.scale)
+        self.register_buffer("zero_point", zero_point.to(torch.uint8))
+        limits = torch.tensor([0, 2**point.bits - 1]) - zero_point.cpu()
+        self.limits = None if point.bits == 8 else [limit * point.scale.item() for limit in limits.tolist()]
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        inside = x if self.limits is None else x.clamp(*self.limits)
+        return _Quantized.apply(inside, self.scale, self.zero_point)
+
+
+class _OnnxLinear(nn.Module):
+    """The weight is stored as the matmul reads it, (inputs, outputs): runtimes fuse DequantizeLinear and MatMul."""
+
+    def __init__(self, layer: QuantLinear, integers: Int8[Tensor, "outputs inputs"], scale: Float[Tensor, "outputs"]):
+        super().__init__()
+        self.input, self.output, self.bias = layer.input, layer.output, layer.bias
+        self.register_buffer(_VALUES, integers.t().contiguous())
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        y = self.input(x) @ _Stored.apply(self.integers, self.scale, 1)
+        return self.output(y if self.bias is None else y + self.bias)
+
+
+class _OnnxConv2d(nn.Module):
+    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], scale: Float[Tensor, "outputs"]):
+        super().__init__()
+        self.input, self.output, self.bias = layer.input, layer.output, layer.bias
+        self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.register_buffer(_VALUES, integers)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
+        weight = _Stored.apply(self.integers, self.scale, 0)
+        return self.output(nn.functional.conv2d(self.input(x), weight, self.bias, *self.geometry))
+
+
+def _swap_layers(model: nn.Module) -> set[str]:
+    """Put traceable layers and points in place; returns the names of the weights that 4 bits hold."""
+    points = {name: point for name, point in all_points(model).items() if not isinstance(point, Point)}
+    for name, point in points.items():
+        if not isinstance(point, AffineQuantizer):
+            raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; quantise with uniform points")
+        if not name.endswith(f".{WEIGHT}"):
+            model.set_submodule(name, _OnnxPoint(point))
+    weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
+    for name, quantizer in weights.items():
+        model.set_submodule(name, _onnx_layer(model.get_submodule(name), quantizer))  # type: ignore[arg-type]
+    return {f"{name}.{_VALUES}" for name, point in weights.items() if point.bits <= NIBBLE_BITS}  # type: ignore[operator]
+
+
+def _onnx_layer(layer: nn.Module, quantizer: AffineQuantizer) -> nn.Module:
+    assert isinstance(layer, QuantLinear | QuantConv2d)
+    integers, scale = quantizer.integers(layer.weight), quantizer.scale
+    return (_OnnxConv2d if isinstance(layer, QuantConv2d) else _OnnxLinear)(layer, integers, scale)  # type: ignore
+
+
+# Trace to file ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _traced(model: nn.Module, qmodel: nn.Module) -> "onnx.ModelProto":
+    onnx = _onnx()
+    images = torch.zeros(2, 3, *data_config(qmodel).image_size)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch's newer exporter needs a package more; the older one announces that it is the older one, and that
+        # timm's checks of image sizes are not part of the graph.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            model,
+            (images,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=_TRACED_OPSET,
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
+        )
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _write(graph: "onnx.ModelProto", narrow: set[str], path: Path) -> None:
+    onnx = _onnx()
+    graph.opset_import[0].version = OPSET
+    for tensor in graph.graph.initializer:
+        if tensor.name in narrow:
+            tensor.CopyFrom(_as_int4(tensor))
+    onnx.checker.check_model(graph, full_check=True)
+    write_whole(path, lambda temporary: onnx.save_model(graph, temporary))
+
+
+def _as_int4(tensor: "onnx.TensorProto") -> "onnx.TensorProto":
+    """Two neighbours to a byte, the first in the low half, as ONNX has it."""
+    onnx = _onnx()
+    integers = onnx.numpy_helper.to_array(tensor).flatten()
+    return onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, tensor.dims, integers)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise PsaqError('onnx is not installed; run pip install "psaq[onnx]"') from error
+    return onnx
