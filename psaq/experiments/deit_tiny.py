@@ -6,7 +6,7 @@ python -m psaq.experiments.deit_tiny --weights W.safetensors --val imagenet/val 
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
 from psaq.quantization.calibration import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
 
@@ -79,22 +80,25 @@ class DeitTiny:
     images: tuple[Path, ...] = ()
     """Runs of ``psaq synthesize``, one per seed; without them images are synthesised into ``runs``."""
     runs: Path = Path("runs/deit_tiny")
-    """Where synthesised images are kept."""
+    """Where cells that are done and synthesised images are kept."""
     precisions: tuple[str, ...] = ("W8A8", "W4A8")
     """Bits of weights and activations."""
     out: Path = Path(__file__).parent / "results" / "deit_tiny.csv"
-    """The table."""
+    """The table, written when all cells are there."""
 
     def run(self) -> None:
         if self.images and len(self.images) != len(self.seeds):
             raise PsaqError(f"--images: {len(self.images)} runs for {len(self.seeds)} seeds; name one per seed")
-        results = read_results(self.out)
-        bench = Bench(self)
+        run = RunFolder(self.runs, "deit_tiny", replace(self, out=Path(), runs=Path()))
+        finished = self.runs / "results.csv"
+        results, bench = read_results(finished), Bench(self)
         for cell in self._cells():
             if cell not in {result.cell for result in results}:
                 results.append(bench.measure(cell))
-                write_results(self.out, results)
+                write_results(finished, results)
             print(line(next(result for result in results if result.cell == cell)))
+        write_results(self.out, results)
+        run.finish({"table": results})
 
     def _cells(self) -> Iterator[Cell]:
         for precision in self.precisions:
