@@ -24,6 +24,10 @@ COMMANDS = {
         "draw an image beside its patch-similarity maps",
     ),
     "report": ("psaq.commands.report:ReportRun", "write a run's page, report.html, anew"),
+    "benchmark inference": (
+        "psaq.commands.benchmark_inference:BenchmarkInference",
+        "time the integer model beside float ones, whole and by layer",
+    ),
     "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),
 }

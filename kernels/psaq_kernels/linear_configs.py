@@ -72,6 +72,7 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
         and config.num_warps <= limits.max_warps
         and block_m * block_n <= threads * _accumulators(limits)
         and not (problem["packed"] and block_k > 64 and limits.capability != _HOPPER)
+        and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * 64)
     )
 
 

@@ -1,0 +1,225 @@
+"""``psaq benchmark inference``: the integer model beside float32, bfloat16 and compiled ones, whole and by layer."""
+
+import copy
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psaq.commands.options import ModelOptions
+from psaq.errors import PsaqError
+from psaq.images.batches import gaussian_images
+from psaq.progress import progress_bar
+from psaq.quantization.calibration import quantize
+from psaq.quantization.deploy import deploy
+from psaq.quantization.integer import IntegerLinear
+from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.runs import RunFolder, device_name, versions
+
+CALIBRATION_IMAGES = 8
+"""Of noise: ranges do not change how long a layer takes."""
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class ModelTime:
+    """How long one variant of the model takes for a batch."""
+
+    images: int
+    variant: str
+    milliseconds: float
+    images_per_second: float
+    speedup: float
+    """Over float32."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one kind of layer takes, float beside integers. A GELU that the integer layer applies is in both."""
+
+    layer: str
+    count: int
+    """How many of them the model has."""
+    rows: int
+    inputs: int
+    outputs: int
+    float_us: float
+    integer_us: float
+    speedup: float
+    tera_ops: float
+    """Integer operations per second, in 10¹²; an addition and a multiplication are two."""
+
+
+@dataclass(frozen=True)
+class BenchmarkInference:
+    """Latency and throughput of the model in integers beside float32, bfloat16 and compiled ones, the whole model and
+    layer by layer. Quantised in scope "linear", so that attention runs fused."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    precision: str = "W8A8"
+    """Bits of weights and activations."""
+    images: tuple[int, ...] = (1, 8, 32, 128)
+    """Batch sizes."""
+    compiled: bool | None = None
+    """Time torch.compile's versions, too; by default on a GPU only."""
+    repeats: int = 10
+    """Timed rounds; every round times each variant once, and medians are reported."""
+    out: Path | None = None
+    """Also write configuration and results into this run folder."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or not self.images or min(self.images) < 1:
+            raise PsaqError("--repeats and every number of --images must be at least 1")
+
+    @torch.no_grad()
+    def run(self) -> None:
+        model = self.model.load()
+        device = next(model.parameters()).device
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        variants = self._variants(model, dtype)
+        print(f"{self.model.model} on {device_name(device)}, torch {versions()['torch']}, {self.precision} (linear)")
+        run = None if self.out is None else RunFolder(self.out, "benchmark inference", {**asdict(self), "out": None})
+        whole = [row for count in self.images for row in self._whole(variants, model, count)]
+        print(_model_table(whole))
+        layers = {count: self._layers(variants, model, dtype, count) for count in self.images}
+        for count, rows in layers.items():
+            print(_layer_table(rows, count, dtype))
+        if run is not None:
+            run.finish({"whole": whole, "layers": layers})
+
+    def _variants(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
+        recipe = Recipe.paper(*parse_precision(self.precision), scope="linear")
+        qmodel = quantize(model, gaussian_images(model, CALIBRATION_IMAGES), recipe)
+        variants = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16(), "integers": deploy(qmodel, dtype)}
+        if self.compiled or (self.compiled is None and dtype == torch.bfloat16):
+            for name in (_name(dtype), "integers"):
+                variants[f"{name}, compiled"] = torch.compile(variants[name])  # type: ignore[assignment]
+        return variants
+
+    def _whole(self, variants: Mapping[str, nn.Module], model: nn.Module, count: int) -> list[ModelTime]:
+        images = gaussian_images(model, count).to(next(model.parameters()).device)
+        runs = {name: _forward(variant, images) for name, variant in variants.items()}
+        seconds = medians(runs, self.repeats, f"{count} images")
+        return [
+            ModelTime(count, name, 1e3 * taken, count / taken, seconds["float32"] / taken)
+            for name, taken in seconds.items()
+        ]
+
+    def _layers(
+        self, variants: Mapping[str, nn.Module], model: nn.Module, dtype: torch.dtype, count: int
+    ) -> list[LayerTime]:
+        images = gaussian_images(model, count).to(next(model.parameters()).device)
+        integer = variants["integers"].model
+        assert isinstance(integer, nn.Module)
+        full = variants[_name(dtype)]
+        names = [name for name, module in integer.named_modules() if isinstance(module, IntegerLinear)]
+        kinds = _by_kind(names)
+        first = [members[0] for members in kinds.values()]
+        inputs, levels = _inputs(full, first, images.to(dtype)), _inputs(integer, first, images)
+        return [
+            self._layer(kind, len(kinds[kind]), full, integer, name, inputs[name], levels[name])
+            for kind, name in zip(kinds, first, strict=True)
+        ]
+
+    def _layer(
+        self, kind: str, count: int, full: nn.Module, integer: nn.Module, name: str, x: Tensor, levels: Tensor
+    ) -> LayerTime:
+        float_layer, layer = full.get_submodule(name), integer.get_submodule(name)
+        assert isinstance(layer, IntegerLinear)
+        gelu = nn.functional.gelu if layer.activation else nn.Identity()
+        runs = {"float": lambda: gelu(float_layer(x)), "integer": lambda: layer(levels)}
+        seconds = medians(runs, self.repeats, kind)
+        outputs, inputs = layer.weight.outputs, layer.inputs
+        rows = layer(levels).numel() // outputs
+        return LayerTime(
+            f"{kind} + {layer.activation}" if layer.activation else kind,
+            count,
+            rows,
+            inputs,
+            outputs,
+            1e6 * seconds["float"],
+            1e6 * seconds["integer"],
+            seconds["float"] / seconds["integer"],
+            2e-12 * rows * inputs * outputs / seconds["integer"],
+        )
+
+
+def medians(runs: Mapping[str, Run], repeats: int, description: str) -> dict[str, float]:
+    """Seconds that each run takes: one round warms up, then each round times every run once."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    with progress_bar(description=description, total=(repeats + 1) * len(runs), unit="run") as bar:
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                seconds = _timed(run)
+                if repeat:
+                    taken[name].append(seconds)
+                bar.update()
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _timed(run: Run) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _forward(variant: nn.Module, images: Tensor) -> Run:
+    """The integer model reads float32 images; a cast one takes them cast."""
+    first = next(variant.parameters()).dtype
+    batch = images if hasattr(variant, "simulated") else images.to(first)
+    return lambda: variant(batch)
+
+
+def _by_kind(names: Sequence[str]) -> dict[str, list[str]]:
+    """Layers whose names differ only in numbers."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
+    return kinds
+
+
+def _inputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What reaches each of the named layers in one forward pass."""
+    inputs: dict[str, Any] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+        for name in names
+    ]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _model_table(rows: Sequence[ModelTime]) -> str:
+    lines = [f"{'images':>6}  {'variant':<20}{'ms':>10}{'images/s':>11}{'× float32':>11}"]
+    for row in rows:
+        numbers = f"{row.milliseconds:>10.2f}{row.images_per_second:>11.1f}{row.speedup:>11.2f}"
+        lines.append(f"{row.images:>6}  {row.variant:<20}{numbers}")
+    return "\n".join(lines)
+
+
+def _layer_table(rows: Sequence[LayerTime], images: int, dtype: torch.dtype) -> str:
+    width = max(len(row.layer) for row in rows)
+    head = f"{'rows':>7}{'inputs':>8}{'outputs':>8}{_name(dtype) + ' µs':>13}{'integer µs':>12}{'×':>7}{'TOP/s':>9}"
+    lines = [f"\n{images} images", f"{'layer':<{width}}{'':>6}{head}"]
+    for row in rows:
+        shape = f"{row.rows:>7}{row.inputs:>8}{row.outputs:>8}"
+        numbers = f"{row.float_us:>13.1f}{row.integer_us:>12.1f}{row.speedup:>7.2f}{row.tera_ops:>9.3f}"
+        lines.append(f"{row.layer:<{width}}{'× ' + str(row.count):>6}{shape}{numbers}")
+    return "\n".join(lines)

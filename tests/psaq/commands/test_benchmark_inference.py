@@ -1,0 +1,73 @@
+"""``psaq benchmark inference``: every variant and every layer is timed, and the figures belong together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psaq import PsaqError
+from psaq.commands.benchmark_inference import BenchmarkInference, _by_kind, medians
+from psaq.commands.options import ModelOptions
+
+
+@pytest.fixture
+def results(vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> dict[str, Any]:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
+    BenchmarkInference(images=(1, 3), repeats=2, precision="W4A8", out=tmp_path / "run").run()
+    return {**json.loads((tmp_path / "run" / "run.json").read_text())["results"], "said": capsys.readouterr().out}
+
+
+def test_every_variant_is_timed_at_every_batch(results: dict[str, Any]) -> None:
+    timed = [(row["images"], row["variant"]) for row in results["whole"]]
+    assert timed == [(count, name) for count in (1, 3) for name in ("float32", "bfloat16", "integers")]
+    for row in results["whole"]:
+        assert row["images_per_second"] == pytest.approx(1e3 * row["images"] / row["milliseconds"])
+        assert row["speedup"] == pytest.approx(1) or row["variant"] != "float32"
+
+
+def test_every_kind_of_layer_is_timed_with_its_shape(results: dict[str, Any]) -> None:
+    layers = {row["layer"]: row for row in results["layers"]["3"]}
+    assert {name: row["count"] for name, row in layers.items()} == {
+        "patch_embed.proj": 1,
+        "blocks.*.attn.qkv": 2,
+        "blocks.*.attn.proj": 2,
+        "blocks.*.mlp.fc1 + gelu": 2,
+        "blocks.*.mlp.fc2": 2,
+        "head": 1,
+    }
+    shape = [layers["blocks.*.attn.qkv"][size] for size in ("rows", "inputs", "outputs")]
+    assert shape == [3 * 17, 48, 144]
+    for row in layers.values():
+        assert row["speedup"] == pytest.approx(row["float_us"] / row["integer_us"])
+        assert row["tera_ops"] == pytest.approx(2e-6 * row["rows"] * row["inputs"] * row["outputs"] / row["integer_us"])
+
+
+def test_the_tables_say_where_and_what(results: dict[str, Any]) -> None:
+    assert "W4A8 (linear)" in results["said"]
+    assert "threads" in results["said"]
+    assert results["said"].count("blocks.*.attn.qkv") == 2
+
+
+def test_medians_leave_the_warm_up_out() -> None:
+    calls: list[str] = []
+    seconds = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "test")
+    assert calls == ["a", "b"] * 4
+    assert seconds.keys() == {"a", "b"}
+    assert all(taken > 0 for taken in seconds.values())
+
+
+def test_layers_are_grouped_by_name_without_numbers() -> None:
+    assert _by_kind(["a.0.b", "a.11.b", "fc1"]) == {"a.*.b": ["a.0.b", "a.11.b"], "fc1": ["fc1"]}
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"images": ()}, {"images": (0,)}])
+def test_numbers_below_one_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(PsaqError, match="at least 1"):
+        BenchmarkInference(**wrong)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(PsaqError):
+        BenchmarkInference(precision="W9A8", images=(1,), repeats=1).run()
