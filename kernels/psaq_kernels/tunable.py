@@ -13,7 +13,6 @@ A *problem* is a flat dictionary of the numbers and dtype names a configuration 
 
 import hashlib
 import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,14 +76,15 @@ class Tunable(ABC):
     """One Triton kernel, as the tuner sees it."""
 
     name: str  # "similarity_density.forward"
+    source_modules: tuple[str, ...] = ()  # modules of the kernel's code, besides the one that defines the subclass
 
     @cached_property
     def source_hash(self) -> str:
-        """A digest of the source text of the module that defines the kernel."""
-        spec = importlib.util.find_spec(type(self).__module__)
-        assert spec is not None
-        assert spec.origin is not None
-        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+        """A digest of the source text that decides the kernel's code."""
+        digest = hashlib.sha256()
+        for name in (type(self).__module__, *self.source_modules):
+            digest.update(Path(importlib.import_module(name).__file__ or "").read_bytes())
+        return digest.hexdigest()[:16]
 
     @abstractmethod
     def problems(self, workload: Workload) -> list[Problem]:
