@@ -1,6 +1,7 @@
 """``psaq benchmark synthesis``: a synthesis step beside the model's own forward and backward, side by side."""
 
 import csv
+import math
 import multiprocessing
 import statistics
 import time
@@ -41,6 +42,8 @@ class BenchmarkSynthesis:
     """Timed rounds; every round times each variant once, and medians are reported."""
     eager: bool = True
     """Time the paper's loss as usually written, too: about 40 times as slow, gigabytes of memory."""
+    memory: bool = True
+    """Measure peak memory, too, each variant in a process of its own (on a CPU: Linux only)."""
     out: Path | None = None
     """A CSV file for the table."""
 
@@ -62,7 +65,7 @@ class BenchmarkSynthesis:
 
     def _rows(self, count: int) -> list[dict]:
         names = [MODEL, STEP] + ([EAGER] if self.eager else [])
-        memory = {name: peak_memory(self.model, name, count) for name in names}
+        memory = {name: peak_memory(self.model, name, count) if self.memory else math.nan for name in names}
         seconds = self._seconds(names, count)
         return [
             {
@@ -71,7 +74,7 @@ class BenchmarkSynthesis:
                 "ms": seconds[name] * 1e3,
                 "time_ratio": seconds[name] / seconds[MODEL],
                 "peak_mb": memory[name] / 2**20,
-                "memory_ratio": memory[name] / memory[MODEL],
+                "memory_ratio": memory[name] / memory[MODEL] if memory[MODEL] else math.nan,
             }
             for name in names
         ]
@@ -107,15 +110,26 @@ def _peak_in_this_process(options: ModelOptions, name: str, count: int) -> float
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    before = _peak_resident()
+    before = _reset_peak()
     run()
-    return _peak_resident() - before
+    return _status("VmHWM") - before
 
 
-def _peak_resident() -> int:
-    import resource
+def _reset_peak() -> int:
+    """Forget the process's peak so far (loading the libraries is part of it). Returns what it holds now, in bytes."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError as error:
+        raise PsaqError(f"peak memory cannot be measured on this system ({error}); take --no-memory") from error
+    return _status("VmRSS")
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def _status(name: str) -> int:
+    """A figure of this process in bytes, as Linux keeps it."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise PsaqError(f"peak memory cannot be measured on this system (no {name}); take --no-memory")
 
 
 def _variant(name: str, model: nn.Module, count: int) -> Callable[[], object]:
