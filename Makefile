@@ -17,8 +17,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# Tests start processes of their own: a thread that waits must not keep a core from them.
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
