@@ -1,11 +1,12 @@
-"""Which configurations of the density's two heavy kernels exist, and which of them fit a device."""
+"""How the density's kernels may be launched, which of the ways fit a device, and what the work costs at least."""
 
 import math
 from collections.abc import Sequence
 
+from psaq_kernels.density_cells import Cells
 from psaq_kernels.density_layout import LayerShape
-from psaq_kernels.devices import DeviceLimits
-from psaq_kernels.tunable import Config, MachineRates, Problem
+from psaq_kernels.devices import TARGETS, DeviceLimits
+from psaq_kernels.tunable import Config, Problem
 
 EXACT, THREEFOLD = "ieee", "tf32x3"  # float32 products, or as many digits from three TF32 ones on tensor cores
 
@@ -15,10 +16,10 @@ COUNT_TILES = (
     (64, 64, 16, EXACT, 4),
     (64, 64, 16, THREEFOLD, 8),
     (64, 64, 16, THREEFOLD, 4),
-    (64, 32, 32, EXACT, 4),
+    (64, 32, 16, EXACT, 4),
     (64, 32, 32, THREEFOLD, 4),
     (64, 32, 32, THREEFOLD, 8),
-    (32, 32, 32, EXACT, 4),
+    (32, 32, 16, EXACT, 4),
     (32, 32, 32, THREEFOLD, 4),
     (128, 64, 32, EXACT, 8),
     (16, 16, 32, THREEFOLD, 2),
@@ -26,19 +27,20 @@ COUNT_TILES = (
 # BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_E, precision, warps
 GRADIENT_TILES = (
     (32, 32, 32, 64, EXACT, 4),
+    (32, 32, 16, 64, THREEFOLD, 4),
     (32, 32, 32, 64, THREEFOLD, 4),
     (32, 32, 32, 64, THREEFOLD, 8),
     (64, 32, 32, 64, THREEFOLD, 8),
     (64, 32, 16, 64, THREEFOLD, 4),
-    (64, 32, 16, 64, EXACT, 4),
     (64, 32, 32, 64, EXACT, 8),
     (32, 32, 32, 32, THREEFOLD, 4),
     (32, 32, 32, 32, EXACT, 4),
     (16, 32, 32, 64, THREEFOLD, 4),
     (32, 32, 32, 128, THREEFOLD, 8),
-    (32, 32, 32, 128, EXACT, 8),
 )
+CENTER_TILE = 4096  # entries
 FLOAT_BYTES = 4
+MODEST = TARGETS["sm_86"]  # whatever fits it fits all
 
 
 def density_problem(shapes: Sequence[LayerShape], dtype: str) -> Problem:
@@ -62,30 +64,38 @@ def problem_shapes(problem: Problem) -> tuple[LayerShape, ...]:
 def bucket(problem: Problem) -> str:
     """Patches and channels by their power of two, work (pairs of all layers and images) by its power of four."""
     patches, channels = (2 ** math.ceil(math.log2(int(problem[name]))) for name in ("patches", "channels"))
-    pairs = int(problem["layers"]) * problem_shapes(problem)[0].samples * int(problem["images"])
+    pairs = _pairs(problem)
     return f"{problem['dtype']} patches≤{patches} channels≤{channels} pairs≤4^{math.ceil(math.log2(pairs) / 2)}"
 
 
-def default(problem: Problem, limits: DeviceLimits, gradient: bool) -> Config:
-    """Small tiles, which fit every device."""
-    precision = EXACT if limits.is_amd else THREEFOLD
-    return _gradient(32, 32, 32, 64, precision, 4) if gradient else _count(32, 32, 32, precision, 4)
+# Configurations, the default first: it fits every device --------------------------------------------------------------
 
 
-def candidates(problem: Problem, limits: DeviceLimits, gradient: bool) -> list[Config]:
-    """The configurations that fit ``limits``, the default first."""
-    every = [_gradient(*tile) for tile in GRADIENT_TILES] if gradient else [_count(*tile) for tile in COUNT_TILES]
-    first = default(problem, limits, gradient)
-    return [first, *(config for config in every if config != first and _fits(config, limits))]
+def center_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    """A tile holds whole patches."""
+    channels = max(16, 2 ** math.ceil(math.log2(int(problem["channels"]))))
+    tiles = [(max(1, CENTER_TILE // channels), 4), (max(1, 2 * CENTER_TILE // channels), 8)]
+    return [Config({"BLOCK_M": rows, "BLOCK_D": channels}, warps, num_stages=1) for rows, warps in tiles]
 
 
-def bound(problem: Problem, rates: MachineRates, gradient: bool) -> float:
-    """The larger of the time to move the features once and the time of the products."""
-    shape = problem_shapes(problem)[0]
-    layers, products = int(problem["layers"]), 2 if gradient else 0.5
-    moved = layers * shape.elements * FLOAT_BYTES * (3 if gradient else 1)
-    flops = products * 2 * layers * shape.images * shape.samples * shape.channels
-    return max(moved / rates.bytes_per_second, flops / rates.flops_per_second["float32"])
+def count_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    default = _count(32, 32, 16, EXACT, 4) if limits.is_amd else _count(32, 32, 32, THREEFOLD, 4)
+    return [default, *_fitting([_count(*tile) for tile in COUNT_TILES], default, limits)]
+
+
+def smooth_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    tiles = ((16, 128, 4), (16, 64, 4), (16, 64, 2), (32, 64, 4))
+    return [Config({"BLOCK_G": points, "BLOCK_C": cells}, warps, num_stages=1) for points, cells, warps in tiles]
+
+
+def table_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    tiles = ((32, 16, 4), (32, 32, 4), (64, 16, 4), (16, 16, 2))
+    return [Config({"BLOCK_V": nodes, "BLOCK_G": points}, warps, num_stages=1) for nodes, points, warps in tiles]
+
+
+def gradient_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
+    default = _gradient(32, 32, 32, 64, EXACT, 4) if limits.is_amd else _gradient(32, 32, 16, 64, THREEFOLD, 4)
+    return [default, *_fitting([_gradient(*tile) for tile in GRADIENT_TILES], default, limits)]
 
 
 def _count(m: int, n: int, d: int, precision: str, warps: int) -> Config:
@@ -97,9 +107,51 @@ def _gradient(m: int, n: int, d: int, e: int, precision: str, warps: int) -> Con
     return Config(constants, warps, num_stages=1)
 
 
+def _fitting(configs: list[Config], default: Config, limits: DeviceLimits) -> list[Config]:
+    return [config for config in configs if config != default and _fits(config, limits)]
+
+
 def _fits(config: Config, limits: DeviceLimits) -> bool:
     """Whether threads, shared memory for the products' operands, and the precision suit the device."""
     m, n, d, e = (int(config.constants.get(name, 0)) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "BLOCK_E"))
     shared = FLOAT_BYTES * max((m + n) * d, (m + e) * n)
     precise = config.constants["PRECISION"] == EXACT or not limits.is_amd
     return precise and config.num_warps <= limits.max_warps and shared <= limits.shared_bytes
+
+
+# The least cost: bytes moved, floating-point operations ---------------------------------------------------------------
+
+
+def center_cost(problem: Problem) -> tuple[float, float]:
+    return 2 * _feature_bytes(problem), 0.0
+
+
+def count_cost(problem: Problem) -> tuple[float, float]:
+    """Every pair once."""
+    return _feature_bytes(problem), _pairs(problem) * int(problem["channels"])
+
+
+def smooth_cost(problem: Problem) -> tuple[float, float]:
+    """The cells of a bandwidth of 0.01, as counted and as cleared before."""
+    return _histograms(problem) * 2 * 8 * Cells(0.01).count, 0.0
+
+
+def table_cost(problem: Problem) -> tuple[float, float]:
+    return _histograms(problem) * 8 * 16 * 2 / 0.01, 0.0
+
+
+def gradient_cost(problem: Problem) -> tuple[float, float]:
+    """Offsets and features read, the gradient written; two products."""
+    return 3 * _feature_bytes(problem), 4 * _pairs(problem) * int(problem["channels"])
+
+
+def _histograms(problem: Problem) -> int:
+    return int(problem["layers"]) * int(problem["images"])
+
+
+def _pairs(problem: Problem) -> int:
+    return _histograms(problem) * problem_shapes(problem)[0].samples
+
+
+def _feature_bytes(problem: Problem) -> int:
+    return int(problem["layers"]) * problem_shapes(problem)[0].elements * FLOAT_BYTES

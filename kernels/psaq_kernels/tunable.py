@@ -25,7 +25,7 @@ import torch
 
 from psaq_kernels.devices import DeviceLimits
 
-MODULES = ("psaq_kernels.density_triton", "psaq_kernels.linear_triton")  # modules with a tuple TUNABLES
+MODULES = ("psaq_kernels.density_tunables", "psaq_kernels.linear_triton")  # modules with a tuple TUNABLES
 
 Problem = Mapping[str, int | str]
 
@@ -107,7 +107,7 @@ class Tunable(ABC):
         """What compiling ``config`` for ``problem`` ahead of time takes."""
 
     @abstractmethod
-    def prepare(self, problem: Problem, device: torch.device) -> Callable[[Config], None]:
+    def prepare(self, problem: Problem, device: torch.device) -> Callable[[Config], object]:
         """Allocate the problem's tensors once; the result launches the kernel on them."""
 
     @abstractmethod
