@@ -29,6 +29,7 @@ COMMANDS = {
         "time the integer model beside float ones, whole and by layer",
     ),
     "benchmark synthesis": ("psaq.commands.benchmark_synthesis:BenchmarkSynthesis", "time a step beside its peers"),
+    "tune": ("psaq.tune:Tune", "find the kernels' fastest configurations on this GPU"),
     "doctor": ("psaq.commands.doctor:Doctor", "say what this machine has and what psaq will use"),
 }
 """Name → (where its dataclass is, what it is for). Imported only when asked for, so that help is quick."""

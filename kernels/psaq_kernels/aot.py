@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from psaq_kernels.devices import TARGETS, DeviceLimits
-from psaq_kernels.tunable import CompileRequest
+from psaq_kernels.tunable import CompileRequest, Config, Tunable, Workload
 
 
 class CompileError(RuntimeError):
@@ -91,3 +92,55 @@ def _number(pattern: str, text: str) -> int:
     if found is None:
         raise CompileError(f"the compiler's report holds nothing like {pattern!r}")
     return int(found.group(1))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What compiling one configuration for a target showed."""
+
+    kernel: str
+    config: Config
+    limits: DeviceLimits
+    resources: Resources | None
+    error: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Compiled, without spills, within the target's shared memory."""
+        return self.resources is not None and self.resources.fits(self.limits)
+
+
+def check_request(kernel: str, config: Config, request: CompileRequest, target: str) -> Finding:
+    """Compile one request; a refusal by the compiler is a finding, not an error. Raises ValueError for the target."""
+    limits = target_limits(target)
+    try:
+        return Finding(kernel, config, limits, compile_ahead(request, target))
+    except CompileError as error:
+        return Finding(kernel, config, limits, None, str(error).splitlines()[-1])
+
+
+def distinct_requests(
+    kernels: Iterable[Tunable], workloads: Iterable[Workload], target: str
+) -> list[tuple[Tunable, Config, CompileRequest]]:
+    """Every configuration of every kernel for the workloads' problems; those of the same machine code once."""
+    limits = target_limits(target)
+    workloads = list(workloads)
+    found = {
+        _identity(request): (kernel, config, request)
+        for kernel in kernels
+        for workload in workloads
+        for problem in kernel.problems(workload)
+        for config in kernel.candidates(problem, limits)
+        for request in [kernel.compile_request(problem, config)]
+    }
+    return list(found.values())
+
+
+def _identity(request: CompileRequest) -> tuple[object, ...]:
+    return (
+        request.kernel,
+        tuple(sorted(request.signature.items())),
+        tuple(sorted((name, str(value)) for name, value in request.constants.items())),
+        (request.num_warps, request.num_stages),
+        tuple(sorted(request.aligned)),
+    )

@@ -38,7 +38,7 @@ GRADIENT_TILES = (
     (16, 32, 32, 64, THREEFOLD, 4),
     (32, 32, 32, 128, THREEFOLD, 8),
 )
-CENTER_TILE = 4096  # entries
+CENTER_TILE = 2048  # entries
 FLOAT_BYTES = 4
 MODEST = TARGETS["sm_86"]  # whatever fits it fits all
 
