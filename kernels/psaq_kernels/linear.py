@@ -93,7 +93,7 @@ def _quant_linear(
 
 @_quant_linear.register_fake
 def _(x, weight, weight_scale, column_sums, bias, input, gelu, output, dtype, backend):
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.int8 if output else dtype)
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
 
 
 def _encode(grid: PerTensor | PerToken | None) -> list[float]:

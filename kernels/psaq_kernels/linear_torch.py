@@ -10,6 +10,7 @@ from torch import Tensor
 from psaq_kernels.levels import SMALLEST_MAGNITUDE, PerTensor, PerToken
 from psaq_kernels.packing import QuantizedWeight
 
+CACHED_SUMS = 400_000  # that a CPU core takes from levels to output at a time: they stay in its cache
 EXACT_IN_FLOAT32 = 1024  # products of two int8, at most 2^14 each, that sum to at most 2^24
 CUBLAS_MULTIPLE = 8  # torch._int_mm on CUDA wants inputs and outputs in multiples of this …
 CUBLAS_ROWS = 17  # … and at least so many rows
@@ -25,17 +26,31 @@ def quant_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `psaq_kernels.quant_linear`."""
-    levels, input_scale = quantize_rows(x, input)
-    accumulated = integer_matmul(levels, weight.integers())
+    out = torch.empty(x.shape[0], weight.outputs, dtype=dtype, device=x.device)
+    integers = weight.integers()
+    block = _rows_at_a_time(weight.outputs) if x.device.type == "cpu" else max(x.shape[0], 1)
+    for rows, target in zip(x.split(block), out.split(block), strict=True):
+        levels, input_scale = quantize_rows(rows, input)
+        y = _scaled(integer_matmul(levels, integers), weight, input, input_scale)
+        y = y if bias is None else y.add_(bias)
+        y = F.gelu(y) if gelu else y
+        target.copy_(y if output is None else to_levels(y, output))
+    return out
+
+
+def _rows_at_a_time(outputs: int) -> int:
+    return max(CACHED_SUMS * torch.get_num_threads() // outputs, 1)
+
+
+def _scaled(
+    sums: Int32[Tensor, "rows outputs"],
+    weight: QuantizedWeight,
+    input: PerTensor | PerToken,
+    input_scale: Float32[Tensor, "rows 1"] | float,
+) -> Float32[Tensor, "rows outputs"]:
     if isinstance(input, PerTensor):
-        accumulated.sub_(weight.column_sums * input.stored_zero)
-        y = accumulated.float().mul_(weight.scale * input_scale)
-    else:
-        y = accumulated.float().mul_(weight.scale).mul_(input_scale)
-    if bias is not None:
-        y.add_(bias)
-    y = F.gelu(y) if gelu else y
-    return y.to(dtype) if output is None else to_levels(y, output)
+        return sums.sub_(weight.column_sums * input.stored_zero).float().mul_(weight.scale * input_scale)
+    return sums.float().mul_(weight.scale).mul_(input_scale)
 
 
 def quantize_rows(

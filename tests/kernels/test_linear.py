@@ -229,7 +229,9 @@ def test_the_operator_is_registered_properly(input: PerTensor | PerToken, output
     weight = make_weight(6, 20, 4)
     grids = [[8.0, 113.0, 0.02] if isinstance(input, PerTensor) else [8.0], [8.0, 100.0, 0.05] if output else []]
     arguments = (make_x(5, 20, torch.bfloat16), weight.values, weight.scale, weight.column_sums, torch.zeros(6))
-    torch.library.opcheck(_quant_linear, (*arguments, grids[0], True, grids[1], torch.bfloat16, "torch"))
+    torch.library.opcheck(
+        _quant_linear, (*arguments, grids[0], True, grids[1], torch.int8 if output else torch.bfloat16, "torch")
+    )
 
 
 def test_compiles_into_one_graph() -> None:
