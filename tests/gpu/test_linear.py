@@ -1,0 +1,105 @@
+"""The integer linear layer and the deployed model on a GPU, at full size: run `pytest tests/gpu` where there is one."""
+
+import pytest
+import torch
+
+from psaq import Recipe, deploy, gaussian_images, load_model, quantize
+from psaq.evaluation import logit_sqnr
+from psaq_kernels import PerTensor, PerToken, QuantizedWeight, layer_norm_quantize, quant_linear
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+]
+
+STATIC, NEXT = PerTensor(0.02, 113), PerTensor(0.05, 100)
+LAYERS = {"qkv": (768, 2304), "proj": (768, 768), "fc1": (768, 3072), "fc2": (3072, 768), "patch": (48, 96)}
+
+
+def make_weight(outputs: int, inputs: int, bits: int) -> QuantizedWeight:
+    torch.manual_seed(0)
+    integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs), dtype=torch.int8)
+    return QuantizedWeight.from_integers(integers.cuda(), torch.rand(outputs, device="cuda") * 1e-3 + 1e-5, bits)
+
+
+def make_x(rows: int, inputs: int, dtype: torch.dtype) -> torch.Tensor:
+    torch.manual_seed(1)
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, (rows, inputs), dtype=torch.int8, device="cuda")
+    return torch.randn(rows, inputs, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rows", [1, 197, 1576])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("input", [STATIC, PerToken()], ids=["static", "per token"])
+def test_both_backends_give_the_same_bits(
+    layer: str, rows: int, bits: int, dtype: torch.dtype, input: PerTensor | PerToken
+) -> None:
+    if dtype == torch.int8 and isinstance(input, PerToken):
+        pytest.skip("levels bring no scales of their own")
+    inputs, outputs = LAYERS[layer]
+    x, weight, bias = make_x(rows, inputs, dtype), make_weight(outputs, inputs, bits), torch.randn(outputs).cuda()
+    result = torch.bfloat16 if dtype == torch.int8 else dtype
+    for output in (None, NEXT):
+        found = quant_linear(x, weight, input, bias, output=output, dtype=None if output else result)
+        expected = quant_linear(
+            x, weight, input, bias, output=output, dtype=None if output else result, backend="torch"
+        )
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 7), (70, 97, 41), (130, 1025, 65)], ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_odd_shapes_and_strides(shape: tuple[int, int, int], bits: int) -> None:
+    rows, inputs, outputs = shape
+    weight = make_weight(outputs, inputs, bits)
+    x = make_x(inputs, rows, torch.float32).T
+    assert torch.equal(quant_linear(x, weight, STATIC), quant_linear(x, weight, STATIC, backend="torch"))
+
+
+def test_gelu_in_the_kernel() -> None:
+    x, weight, bias = make_x(197, 768, torch.float32), make_weight(3072, 768, 8), torch.linspace(-4, 4, 3072).cuda()
+    before = quant_linear(x, weight, STATIC, bias).double()
+    found = quant_linear(x, weight, STATIC, bias, activation="gelu").double()
+    assert ((found - torch.nn.functional.gelu(before)).abs() <= 2.0**-21 * before.abs() + 1e-30).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [96, 192, 768, 1000])
+def test_layer_norm_levels_are_the_nearest(dtype: torch.dtype, channels: int) -> None:
+    x = make_x(394, channels, dtype) * 3 + 5
+    weight, bias = torch.rand(channels).cuda() + 0.5, torch.randn(channels).cuda()
+    levels = layer_norm_quantize(x, weight, bias, STATIC)
+    exact = torch.nn.functional.layer_norm(x.double(), (channels,), weight.double(), bias.double(), 1e-6)
+    exact = (exact / STATIC.scale + STATIC.zero_point).clamp(0, 255) - 128
+    assert (levels.double() - exact).abs().max() <= 0.5 + 1e-3
+
+
+def test_a_cuda_graph_replays_it() -> None:
+    x, weight = make_x(197, 768, torch.bfloat16), make_weight(768, 768, 8)
+    warm = quant_linear(x, weight, STATIC)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = quant_linear(x, weight, STATIC)
+    x.copy_(-x)
+    graph.replay()
+    assert torch.equal(y, quant_linear(x, weight, STATIC))
+    assert not torch.equal(y, warm)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+@pytest.mark.parametrize("weights", [8, 4])
+def test_a_deployed_model_stays_close_and_compiles(name: str, weights: int) -> None:
+    model = load_model(name).cuda()
+    images = gaussian_images(model, 16).cuda()
+    qmodel = quantize(model, images, Recipe.paper(weights, 8, scope="linear"))
+    full, simulated = model(images), qmodel(images)
+    for dtype in (torch.float32, torch.bfloat16):
+        fast = deploy(qmodel, dtype)
+        # Two orders of summation in LayerNorm and attention: no closer than quantisation noise, no further either.
+        assert logit_sqnr(fast(images).float(), full) > logit_sqnr(simulated, full) - 1
+        compiled = torch.compile(fast, fullgraph=True)
+        assert logit_sqnr(compiled(images).float(), full) > logit_sqnr(simulated, full) - 1
