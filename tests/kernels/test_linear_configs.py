@@ -108,15 +108,34 @@ def test_the_bound_is_traffic_for_thin_and_products_for_thick_matrices() -> None
 
 COMPILE = """
 import json, sys
+from psaq_kernels import layer_norm_triton, levels_triton, linear_triton
 from psaq_kernels.aot import compile_ahead, target_limits
-from psaq_kernels.linear_triton import QUANT_LINEAR
-from psaq_kernels.tunable import Workload
+from psaq_kernels.tunable import CompileRequest, Workload
+
 target = sys.argv[1]
 limits = target_limits(target)
-for problem in QUANT_LINEAR.problems(Workload("", linears=((6304, 768, 3072),))):
-    config = QUANT_LINEAR.default(problem, limits)
-    resources = compile_ahead(QUANT_LINEAR.compile_request(problem, config), target)
-    print(json.dumps([str(config), resources.registers, resources.spilled_bytes, resources.fits(limits)]))
+
+def report(request):
+    resources = compile_ahead(request, target)
+    print(json.dumps([request.kernel.__name__, str(resources), resources.fits(limits)]))
+
+linear = linear_triton.QUANT_LINEAR
+for problem in linear.problems(Workload("", linears=((6304, 768, 3072),))):
+    report(linear.compile_request(problem, linear.default(problem, limits)))
+
+levels = {"LOWEST": -127, "HIGHEST": 127, "column_stride": 1}
+common = {"x_ptr": "*bf16", "levels_ptr": "*i8", "row_stride": "i32", "inverse_scale": "fp32", "zero": "i32"}
+rows = {**common, "K": "i32", "row_scale_ptr": "*fp32"}
+report(CompileRequest(levels_triton._quantize_rows_kernel, rows, {**levels, "BLOCK_K": 4096}, 8, 3))
+norm = {**common, "weight_ptr": "*fp32", "bias_ptr": "*fp32", "channels": "i32", "eps": "fp32"}
+report(CompileRequest(layer_norm_triton._layer_norm_quantize_kernel, norm, {**levels, "BLOCK": 1024}, 4, 3))
+split = {
+    "partial_ptr": "*i32", "row_scale_ptr": "*fp32", "weight_scale_ptr": "*fp32", "column_sums_ptr": "*i32",
+    "bias_ptr": "*fp32", "out_ptr": "*bf16", "M": "i32", "N": "i32", "input_scale": "fp32", "input_zero": "i32",
+    "inverse_output_scale": "fp32", "output_zero": "i32",
+}
+tile = {"OUT_LOWEST": -128, "OUT_HIGHEST": 127, "PER_TOKEN": True, "GELU": True, "SPLIT_K": 4}
+report(CompileRequest(linear_triton._finish_split_kernel, split, {**tile, "BLOCK_M": 8, "BLOCK_N": 128}, 4, 3))
 """
 
 
@@ -129,5 +148,5 @@ def test_what_is_launched_untuned_compiles_without_spills(target: str) -> None:
     done = subprocess.run([sys.executable, "-c", COMPILE, target], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(linear_configs._MODEL_VARIANTS)
+    assert len(found) == len(linear_configs._MODEL_VARIANTS) + 3
     assert all(fits for *_, fits in found), found
