@@ -70,8 +70,9 @@ def evaluate(
 def compare(logits: Logits, labels: Int[Tensor, "images"], reference: Logits | None = None) -> Report:
     """The report on logits that are already there. Raises PsaqError where the shapes do not match."""
     _check_labels(labels, logits.shape[1])
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    report = Report(_percent(ranked[:, 0]), _percent(ranked.any(1)), len(labels))
+    predicted = most_likely(logits, 5)
+    hits = predicted == labels[:, None]
+    report = Report(_percent(hits[:, 0]), _percent(hits.any(1)), len(labels))
     if reference is None:
         return report
     if reference.shape != logits.shape:
@@ -79,8 +80,17 @@ def compare(logits: Logits, labels: Int[Tensor, "images"], reference: Logits | N
             f"reference logits of shape {tuple(reference.shape)}: must be {tuple(logits.shape)}, as the model's are; "
             "take a reference with the same classes on the same images"
         )
-    agreement = _percent(logits.argmax(1) == reference.argmax(1))
+    agreement = _percent(predicted[:, 0] == most_likely(reference, 1)[:, 0])
     return Report(report.top1, report.top5, report.n, agreement, logit_sqnr(logits, reference))
+
+
+def most_likely(logits: Logits, count: int) -> Int[Tensor, "images count"]:
+    """The ``count`` most likely classes of each image, or all where there are fewer, the likeliest first.
+
+    Of classes with equal logits the first comes first. Clipped logits are often equal: calibrated on noise, the
+    likeliest class of a real image shares its logit with a dozen others, and topk would choose as it pleases.
+    """
+    return logits.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def logit_sqnr(logits: Logits, reference: Logits) -> float:

@@ -42,6 +42,14 @@ def test_with_fewer_than_five_classes_top5_is_all_of_them():
     assert evaluate(Shown(3), dataset_of([[3.0, 2, 1]] * 2, [2, 0])).top5 == 100
 
 
+def test_of_equal_logits_the_first_counts():
+    row = [1.0, 3, 3, 3, 3, 3, 3]
+    reports = [compare(torch.tensor([row]), torch.tensor([label]), torch.tensor([row])) for label in range(7)]
+    assert [report.top1 for report in reports] == [0, 100, 0, 0, 0, 0, 0]
+    assert [report.top5 for report in reports] == [0, 100, 100, 100, 100, 100, 0]
+    assert all(report.agreement == 100 for report in reports)
+
+
 def test_the_reference_may_be_a_model_or_its_logits():
     dataset = dataset_of([[1.0, 2, 0], [3, 0, 1]], [0, 0])
     logits, _ = collect_logits(Shown(3, 2.0), dataset)
