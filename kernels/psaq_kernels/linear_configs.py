@@ -16,7 +16,14 @@ _DEPTHS = ((128, 3), (64, 4))  # BLOCK_K, stages
 _SPLITS = (1, 2, 4)
 _GROUP_M = 8
 _HOPPER = "sm_90"
-_MODEL_VARIANTS = (("i8", "tensor", 0), ("bf16", "tensor", 0), ("bf16", "token", 0), ("i8", "tensor", 1))
+_MODEL_VARIANTS = (
+    ("i8", "tensor", 0),
+    ("i8", "tensor", 1),
+    ("bf16", "tensor", 0),
+    ("bf16", "tensor", 1),
+    ("bf16", "token", 0),
+)
+"""x's dtype, its scale and whether weights are packed, as deployed models have them; and per token."""
 
 
 def problem_of(
@@ -44,10 +51,10 @@ def problems(workload: Workload) -> list[Problem]:
 
 
 def bucket(problem: Problem) -> str:
-    """Rows to the next power of two; all else as it is."""
+    """Rows to the next power of two, x by its bytes; the output's type costs too little to matter."""
     rows = 1 << max(int(problem["rows"]) - 1, 15).bit_length()
-    exact = (f"{name}{problem[name]}" for name in ("outputs", "inputs", "packed"))
-    return "-".join((f"rows{rows}", *exact, str(problem["x"]), str(problem["scale"]), str(problem["out"])))
+    exact = "-".join(f"{name}{problem[name]}" for name in ("outputs", "inputs", "packed"))
+    return f"rows{rows}-{exact}-x{BYTES[str(problem['x'])]}-{problem['scale']}"
 
 
 def default(problem: Problem, limits: DeviceLimits) -> Config:
