@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psaq_kernels import density_torch
 from psaq_kernels.backends import choose_backend
-from psaq_kernels.density_layout import Features, layer_shapes
+from psaq_kernels.density_layout import MOST_DISTANCES, Features, layer_shapes
 
 SMALLEST_BANDWIDTH = 1e-3  # below, the rounding of a float32 similarity shows in the density
 FEATURE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,7 +52,7 @@ def similarity_density(
     """
     layers = [features] if isinstance(features, Tensor) else list(features)
     _check(layers, grid, bandwidth)
-    chosen = choose_backend(backend, layers[0].device)
+    chosen = _choose_backend(backend, layers)
     density = _density(*_pack(layers), grid.float(), float(bandwidth), chosen)
     return density[0] if isinstance(features, Tensor) else density
 
@@ -74,6 +74,18 @@ def similarity_range(
         raise ValueError("features hold no image, so there is no range of similarities")
     packed, sizes = _pack(layers)
     return density_torch.similarity_extremes(packed, layer_shapes(sizes))
+
+
+def _choose_backend(requested: str | None, layers: Sequence[Features]) -> str:
+    """Triton counts a window's distances in a field of fixed width; torch takes windows of any size."""
+    chosen = choose_backend(requested, layers[0].device)
+    patches = max(layer.shape[2] for layer in layers)
+    if chosen == "torch" or patches**2 <= MOST_DISTANCES:
+        return chosen
+    if requested == "triton":
+        most = math.isqrt(MOST_DISTANCES)
+        raise ValueError(f'features have {patches} patches in a window; backend="triton" takes {most}, "torch" any')
+    return "torch"
 
 
 def _pack(layers: Sequence[Features]) -> tuple[Float[Tensor, "elements"], list[int]]:

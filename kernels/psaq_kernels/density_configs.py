@@ -27,7 +27,6 @@ COUNT_TILES = (
 # BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_E, precision, warps
 GRADIENT_TILES = (
     (32, 32, 32, 64, EXACT, 4),
-    (32, 32, 16, 64, THREEFOLD, 4),
     (32, 32, 32, 64, THREEFOLD, 4),
     (32, 32, 32, 64, THREEFOLD, 8),
     (64, 32, 32, 64, THREEFOLD, 8),
@@ -72,19 +71,19 @@ def bucket(problem: Problem) -> str:
 
 
 def center_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
-    """A tile holds whole patches."""
+    """One, whose tile holds whole patches: the launch is a small part of the time."""
     channels = max(16, 2 ** math.ceil(math.log2(int(problem["channels"]))))
-    tiles = [(max(1, CENTER_TILE // channels), 4), (max(1, 2 * CENTER_TILE // channels), 8)]
-    return [Config({"BLOCK_M": rows, "BLOCK_D": channels}, warps, num_stages=1) for rows, warps in tiles]
+    rows = max(2, CENTER_TILE // channels)
+    return [Config({"BLOCK_M": rows, "BLOCK_D": channels}, 4 if channels >= 64 else 8, num_stages=1)]
 
 
 def count_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
     default = _count(32, 32, 16, EXACT, 4) if limits.is_amd else _count(32, 32, 32, THREEFOLD, 4)
-    return [default, *_fitting([_count(*tile) for tile in COUNT_TILES], default, limits)]
+    return [default, *_others([_count(*tile) for tile in COUNT_TILES], default, problem, limits)]
 
 
 def smooth_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
-    tiles = ((16, 128, 4), (16, 64, 4), (16, 64, 2), (32, 64, 4))
+    tiles = ((16, 64, 4), (16, 32, 2), (32, 32, 4), (8, 64, 2))
     return [Config({"BLOCK_G": points, "BLOCK_C": cells}, warps, num_stages=1) for points, cells, warps in tiles]
 
 
@@ -94,8 +93,9 @@ def table_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
 
 
 def gradient_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
-    default = _gradient(32, 32, 32, 64, EXACT, 4) if limits.is_amd else _gradient(32, 32, 16, 64, THREEFOLD, 4)
-    return [default, *_fitting([_gradient(*tile) for tile in GRADIENT_TILES], default, limits)]
+    precision = EXACT if limits.is_amd else THREEFOLD
+    default = _gradient(32, 32, 16 if int(problem["channels"]) % 8 else 32, 64, precision, 4)
+    return [default, *_others([_gradient(*tile) for tile in GRADIENT_TILES], default, problem, limits)]
 
 
 def _count(m: int, n: int, d: int, precision: str, warps: int) -> Config:
@@ -107,7 +107,10 @@ def _gradient(m: int, n: int, d: int, e: int, precision: str, warps: int) -> Con
     return Config(constants, warps, num_stages=1)
 
 
-def _fitting(configs: list[Config], default: Config, limits: DeviceLimits) -> list[Config]:
+def _others(configs: list[Config], default: Config, problem: Problem, limits: DeviceLimits) -> list[Config]:
+    """What fits; nothing for channels whose loads do not align, which take too many registers in larger tiles."""
+    if int(problem["channels"]) % 16:
+        return []
     return [config for config in configs if config != default and _fits(config, limits)]
 
 

@@ -17,6 +17,7 @@ import triton.language as tl
 NUMBER_SHIFT = tl.constexpr(38)
 MOMENT_SCALE = tl.constexpr(8192.0)
 BAND = tl.constexpr(6.5)  # bandwidths beyond which a Gaussian is below 1e-9 of its peak
+SMALLEST_NORMAL = tl.constexpr(1.1754944e-38)
 LAYOUT_FIELDS = tl.constexpr(8)
 
 
@@ -79,7 +80,7 @@ def _center_kernel(
         # A zero vector is no unit vector: half a unit on its side makes it u = 1 from all others.
         half = 0.5 * tl.sum(offset * offset, axis=1) + tl.where(is_zero, 0.5, 0.0)
         tl.store(half_ptr + start_row + rows, half, mask=rows < patches)
-        inverse = tl.where(is_zero, 0.0, 1.0 / safe_norm / tl.where(is_zero, 1.0, largest))
+        inverse = tl.where(is_zero, 0.0, 1.0 / safe_norm / tl.maximum(largest, SMALLEST_NORMAL))
         tl.store(inverse_norm_ptr + start_row + rows, inverse, mask=rows < patches)
 
 
@@ -322,7 +323,8 @@ def _gradient_kernel(
     where = rows[:, None] * channels + d[None, :]
     own = tl.load(offset_ptr + where, mask=row_mask, other=0.0)
     inverse_norm = tl.load(inverse_norm_ptr + row + rows, mask=rows < patches, other=0.0)
-    unit = tl.load(features_ptr + element + where, mask=row_mask, other=0.0).to(tl.float32) * inverse_norm[:, None]
+    raw = tl.load(features_ptr + element + where, mask=row_mask, other=0.0).to(tl.float32)
+    unit = tl.where(tl.abs(raw) < float("inf"), raw, 0.0) * inverse_norm[:, None]
     pull = attraction - total[:, None] * own + along[:, None] * unit
     finite = tl.load(finite_ptr + layer * all_images + first_image + image) != 0
     gradient = tl.where(finite, 2.0 * inverse_norm[:, None] * pull, float("nan"))

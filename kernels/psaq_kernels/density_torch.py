@@ -204,7 +204,8 @@ def _normalize_carefully(features: Features) -> _Normalized:
     scaled = (features / torch.where(largest > 0, largest, 1)).masked_fill_(~finite[:, None, None, None], 0)
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     unit = scaled / torch.where(norm > 0, norm, 1)
-    return _Normalized(unit, torch.where(norm > 0, 1 / norm / largest, 0), finite)
+    inverse_norm = 1 / norm / largest.clamp_min(torch.finfo(largest.dtype).tiny)
+    return _Normalized(unit, torch.where(norm > 0, inverse_norm, 0), finite)
 
 
 def _arms(normalized: _Normalized) -> tuple[Float[Tensor, "w n channels+2"], Float[Tensor, "w n channels+2"]]:
