@@ -77,15 +77,18 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
     return (
         shared_bytes(config, problem) <= limits.shared_bytes
         and config.num_warps <= limits.max_warps
-        and block_m * block_n <= threads * _accumulators(limits)
+        and block_m * block_n <= threads * _accumulators(config, problem, limits)
         and not (problem["packed"] and block_k > 64 and limits.capability != _HOPPER)
         and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * 64)
     )
 
 
-def _accumulators(limits: DeviceLimits) -> int:
-    """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them."""
-    return 128 if limits.capability == _HOPPER else 64
+def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int:
+    """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them, and
+    so do masks and rows that are not aligned to 16 bytes."""
+    aligned = weight_length(problem) % 16 == 0 and int(problem["outputs"]) % 16 == 0
+    easy = limits.capability == _HOPPER and aligned and is_whole(problem, config) and _block(config)[2] >= 64
+    return 128 if easy else 64
 
 
 def shared_bytes(config: Config, problem: Problem) -> int:
