@@ -18,7 +18,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # Tests start processes of their own: a thread that waits must not keep a core from them.
-unit: $(VENV)/.installed-dev
+unit: $(VENV)/.installed-dev .triton36/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 format: $(VENV)/.installed-dev
@@ -38,5 +38,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev,onnx]"
 	touch $@
 
+# The oldest Triton that the kernels must compile under, beside the environment's own.
+.triton36/.installed: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --target .triton36 "triton==3.6.*"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) .triton36 build *.egg-info runs
