@@ -10,7 +10,7 @@ from torch import Tensor
 from psaq_kernels.levels import SMALLEST_MAGNITUDE, PerTensor, PerToken
 from psaq_kernels.packing import QuantizedWeight
 
-CACHED_SUMS = 400_000  # that a CPU core takes from levels to output at a time: they stay in its cache
+CACHED = 400_000  # values that a CPU core takes from x to output at a time: they stay in its cache
 EXACT_IN_FLOAT32 = 1024  # products of two int8, at most 2^14 each, that sum to at most 2^24
 CUBLAS_MULTIPLE = 8  # torch._int_mm on CUDA wants inputs and outputs in multiples of this …
 CUBLAS_ROWS = 17  # … and at least so many rows
@@ -28,7 +28,7 @@ def quant_linear(
     """See `psaq_kernels.quant_linear`."""
     out = torch.empty(x.shape[0], weight.outputs, dtype=dtype, device=x.device)
     integers = weight.integers()
-    block = _rows_at_a_time(weight.outputs) if x.device.type == "cpu" else max(x.shape[0], 1)
+    block = _rows_at_a_time(max(weight.inputs, weight.outputs)) if x.device.type == "cpu" else max(x.shape[0], 1)
     for rows, target in zip(x.split(block), out.split(block), strict=True):
         levels, input_scale = quantize_rows(rows, input)
         y = _scaled(integer_matmul(levels, integers), weight, input, input_scale)
@@ -38,8 +38,8 @@ def quant_linear(
     return out
 
 
-def _rows_at_a_time(outputs: int) -> int:
-    return max(CACHED_SUMS * torch.get_num_threads() // outputs, 1)
+def _rows_at_a_time(columns: int) -> int:
+    return max(CACHED * torch.get_num_threads() // columns, 1)
 
 
 def _scaled(
