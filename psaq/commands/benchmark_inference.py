@@ -97,9 +97,10 @@ class BenchmarkInference:
     def _variants(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
         recipe = Recipe.paper(*parse_precision(self.precision), scope="linear")
         qmodel = quantize(model, gaussian_images(model, CALIBRATION_IMAGES), recipe)
-        variants = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16(), "integers": deploy(qmodel, dtype)}
+        variants = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16()}
+        variants |= {_integers(kind): deploy(qmodel, kind) for kind in (torch.float32, torch.bfloat16)}
         if self.compiled or (self.compiled is None and dtype == torch.bfloat16):
-            for name in (_name(dtype), "integers"):
+            for name in (_name(dtype), _integers(dtype)):
                 variants[f"{name}, compiled"] = torch.compile(variants[name])  # type: ignore[assignment]
         return variants
 
@@ -116,7 +117,7 @@ class BenchmarkInference:
         self, variants: Mapping[str, nn.Module], model: nn.Module, dtype: torch.dtype, count: int
     ) -> list[LayerTime]:
         images = gaussian_images(model, count).to(next(model.parameters()).device)
-        integer = variants["integers"].model
+        integer = variants[_integers(dtype)].model
         assert isinstance(integer, nn.Module)
         full = variants[_name(dtype)]
         names = [name for name, module in integer.named_modules() if isinstance(module, IntegerLinear)]
@@ -202,15 +203,19 @@ def _inputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str,
     return inputs
 
 
+def _integers(dtype: torch.dtype) -> str:
+    return f"integers + {_name(dtype)}"
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def _model_table(rows: Sequence[ModelTime]) -> str:
-    lines = [f"{'images':>6}  {'variant':<20}{'ms':>10}{'images/s':>11}{'× float32':>11}"]
+    lines = [f"{'images':>6}  {'variant':<30}{'ms':>10}{'images/s':>11}{'× float32':>11}"]
     for row in rows:
         numbers = f"{row.milliseconds:>10.2f}{row.images_per_second:>11.1f}{row.speedup:>11.2f}"
-        lines.append(f"{row.images:>6}  {row.variant:<20}{numbers}")
+        lines.append(f"{row.images:>6}  {row.variant:<30}{numbers}")
     return "\n".join(lines)
 
 

@@ -21,7 +21,8 @@ def results(vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
 
 def test_every_variant_is_timed_at_every_batch(results: dict[str, Any]) -> None:
     timed = [(row["images"], row["variant"]) for row in results["whole"]]
-    assert timed == [(count, name) for count in (1, 3) for name in ("float32", "bfloat16", "integers")]
+    variants = ("float32", "bfloat16", "integers + float32", "integers + bfloat16")
+    assert timed == [(count, name) for count in (1, 3) for name in variants]
     for row in results["whole"]:
         assert row["images_per_second"] == pytest.approx(1e3 * row["images"] / row["milliseconds"])
         assert row["speedup"] == pytest.approx(1) or row["variant"] != "float32"
