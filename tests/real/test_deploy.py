@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import psaq
 from psaq.evaluation import Report, collect_logits, compare, logit_sqnr
 from psaq.images.pictures import load_pictures, picture_files
+from psaq.quantization.onnx_graph import export_onnx
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"
@@ -100,3 +101,19 @@ def test_a_w4a8_file_is_small_and_deploys_to_the_same_bits(tmp_path: Path) -> No
     x = torch.stack([image for image, _ in validation()[:4]])
     loaded, kept = (psaq.deploy(model, torch.float32) for model in (psaq.load(file), quantized(4, "all")))
     assert torch.equal(loaded(x), kept(x))
+
+
+@torch.no_grad()
+def test_onnxruntime_is_as_accurate(tmp_path: Path) -> None:
+    """Its sums round elsewhere, and see above what that makes of a quantised model."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export_onnx(quantized(8, "linear"), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.stack([image for image, _ in validation()])
+    labels = torch.tensor([label for _, label in validation()])
+    found = torch.cat([torch.from_numpy(session.run(None, {"images": part.numpy()})[0]) for part in x.split(20)])
+    report, simulated = compare(found, labels, simulated_logits(8, "linear")), simulated_logits(8, "linear")
+    assert report.agreement is not None
+    assert report.agreement >= 95
+    assert report.top1 >= compare(simulated, labels).top1 - 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from psaq import IntegerModel, PsaqError, Recipe, deploy, load, quantize, save
+from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
 from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
 from psaq.quantization.deploy import _summarised
@@ -31,6 +31,20 @@ def test_the_deployed_model_computes_the_same_bits(model: nn.Module, weights: in
     qmodel = quantize(model, images(), Recipe.paper(weights=weights, scope=scope))
     x = images(5, seed=2)
     assert torch.equal(deploy(qmodel, torch.float32)(x), qmodel(x))
+
+
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+@pytest.mark.parametrize("weights", [8, 4])
+@pytest.mark.parametrize("scope", ["linear", "all"])
+@torch.no_grad()
+def test_bundled_models_agree_on_scenes(name: str, weights: int, scope: Any) -> None:
+    model = load_model(name)
+    scenes = SceneDataset(48, 7, model)
+    x = torch.stack([scenes[index][0] for index in range(len(scenes))])
+    qmodel = quantize(model, x[:16], Recipe.paper(weights=weights, scope=scope))
+    found, expected = deploy(qmodel, torch.float32)(x), qmodel(x)
+    assert (found.argmax(1) == expected.argmax(1)).all()
+    assert logit_sqnr(found, expected) >= 45
 
 
 @pytest.mark.parametrize("activations", [4, 7])
