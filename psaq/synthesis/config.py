@@ -13,7 +13,7 @@ Setting = Literal["sound", "reference"]
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """Options of the synthesis. `paper` is the authors' schedule; the default is a shorter one that is as good."""
+    """Options of the synthesis. `paper` is the authors' schedule; the default is a tenth of it."""
 
     num_images: int = 32
     """How many images to make."""

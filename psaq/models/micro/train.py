@@ -121,7 +121,7 @@ def _optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else.
 
-    Muon (Jordan et al., 2024) makes every update orthogonal; at this size it needs half the scenes.
+    Muon (Jordan et al., 2024) makes every update orthogonal.
     """
     hidden = [p for block in _blocks(model) for p in block.parameters() if p.ndim == 2]
     taken = set(map(id, hidden))

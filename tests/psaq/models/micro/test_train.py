@@ -19,7 +19,7 @@ from psaq.models.micro.train import HELD_OUT_SEED, TrainMicro, train
 from psaq.models.micro.training_scenes import TrainingScenes, held_out_accuracy, normalised
 from psaq.models.zoo import load_model
 
-SHORT = {"steps": 40, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
+SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
 
 
 @pytest.mark.parametrize("model", ["micro_vit", "micro_swin"])
@@ -30,7 +30,7 @@ def test_the_script_trains_measures_and_writes(model, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "of 20 held-out scenes" in ran.stdout
     record = read_json(tmp_path / f"{model}.json")
-    assert record["results"]["losses"][-1] < 0.9 * record["results"]["losses"][0]
+    assert record["results"]["losses"][-1] < 0.7 * record["results"]["losses"][0]
     assert record["training"]["seed"] == 0
     trained = load_model(model, weights=tmp_path / f"{model}.safetensors")
     assert held_out_accuracy(trained, 20, HELD_OUT_SEED) == record["results"]["top1"]
