@@ -1,9 +1,6 @@
 """Image folders: ImageNet by wnid, complete or partial, or a folder per class in the model's order."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +9,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import transforms
-from torchvision.transforms import functional
 
 from psaq.errors import PsaqError
-from psaq.models.zoo import DataConfig, data_config, num_classes
+from psaq.images.hugging_face import hugging_face_images, is_hugging_face
+from psaq.images.preprocessing import preprocessing_for, read_image
+from psaq.models.zoo import num_classes
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 
@@ -37,14 +34,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 height width"], int]:
         path, label = self.samples[index]
-        return self.preprocess(read_image(path)), label
+        return self.preprocess(read_image(path, str(path))), label
 
 
-def imagenet(root: Path | str, model: nn.Module, crop_pct: float | None = None) -> ImageFolder:
+def imagenet(root: Path | str, model: nn.Module, crop_pct: float | None = None) -> Dataset[tuple[Tensor, int]]:
     """The images under ``root``, one folder per class, preprocessed as ``model`` was trained.
 
     A folder named by an ImageNet wnid ("n01440764") has that wnid's class among all 1000, however few are
-    present. Folders of other names are the model's classes in sorted order.
+    present. Folders of other names are the model's classes in sorted order. Of a Hugging Face data set it is the
+    validation split.
 
     Args:
         crop_pct: part of the resized image's side that the centre crop keeps; None takes the model's own.
@@ -53,57 +51,13 @@ def imagenet(root: Path | str, model: nn.Module, crop_pct: float | None = None) 
         PsaqError: no such folder, no images in it, or classes that are not the model's.
     """
     root = Path(root)
+    if is_hugging_face(root):
+        return hugging_face_images(root, model, "validation", crop_pct)
     labels = _class_indices(root, num_classes(model))
     samples = [(file, label) for folder, label in labels.items() for file in _image_files(folder)]
     if not samples:
         raise PsaqError(f"{root}: its class folders hold no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    config = data_config(model)
-    return ImageFolder(samples, Preprocessing(config if crop_pct is None else replace(config, crop_pct=crop_pct)))
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Resize so that the crop keeps ``crop_pct`` of the side, crop the centre, normalise.
-
-    The shorter side is resized to floor(size / crop_pct). An image that is at most a pixel larger is cropped as it
-    is: resampling would only blur it. Where the crop cannot lie in the very centre, it lies half a pixel up and left.
-
-    Raises:
-        PsaqError: ``crop_pct`` outside of (0, 1].
-    """
-
-    config: DataConfig
-
-    def __post_init__(self) -> None:
-        if not 0 < self.config.crop_pct <= 1:
-            raise PsaqError(f"crop_pct {self.config.crop_pct}: must lie above 0 and be at most 1")
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        cropped = _centre_crop(self._resized(image), self.config.image_size)
-        return functional.normalize(functional.to_tensor(cropped), self.config.mean, self.config.std)
-
-    def _resized(self, image: Image.Image) -> Image.Image:
-        height, width = (math.floor(side / self.config.crop_pct) for side in self.config.image_size)
-        if 0 <= min(image.height - height, image.width - width) <= 1:
-            return image
-        scale = max(Fraction(height, image.height), Fraction(width, image.width))
-        size = [int(image.height * scale), int(image.width * scale)]
-        return functional.resize(image, size, transforms.InterpolationMode(self.config.interpolation))
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file in RGB. Raises PsaqError, naming the file, where it is damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PsaqError(f"{path}: is not an image that can be read ({error}); replace or remove it") from error
-
-
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    height, width = size
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return ImageFolder(samples, preprocessing_for(model, crop_pct))
 
 
 @cache

@@ -1,7 +1,6 @@
 """Picture files, wherever they lie, as a model wants them: no classes asked for."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.imagenet import IMAGE_SUFFIXES, Preprocessing, read_image
+from psaq.images.imagenet import IMAGE_SUFFIXES
+from psaq.images.preprocessing import preprocessing_for, read_image
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
 
@@ -33,9 +33,8 @@ def load_pictures(
     files = picture_files([paths] if isinstance(paths, Path | str) else paths)
     if count is not None:
         files = _spread(files, count)
-    config = data_config(model)
-    preprocess = Preprocessing(config if crop_pct is None else replace(config, crop_pct=crop_pct))
-    return torch.stack([preprocess(read_image(file)) for file in files])
+    preprocess = preprocessing_for(model, crop_pct)
+    return torch.stack([preprocess(read_image(file, str(file))) for file in files])
 
 
 def picture_files(paths: Iterable[Path | str]) -> list[Path]:

@@ -7,7 +7,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from psaq.errors import PsaqError
-from psaq.images.imagenet import Preprocessing, imagenet, imagenet_wnids
+from psaq.images.imagenet import imagenet, imagenet_wnids
+from psaq.images.preprocessing import Preprocessing
 from psaq.models.zoo import DataConfig, build_model, named_source
 
 HALF = DataConfig(image_size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)

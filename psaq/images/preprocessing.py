@@ -1,0 +1,67 @@
+"""From a picture to what a model was trained on: resized, cropped, normalised."""
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from psaq.errors import PsaqError
+from psaq.models.zoo import DataConfig, data_config
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize so that the crop keeps ``crop_pct`` of the side, crop the centre, normalise.
+
+    The shorter side is resized to floor(size / crop_pct). An image that is at most a pixel larger is cropped as it
+    is: resampling would only blur it. Where the crop cannot lie in the very centre, it lies half a pixel up and left.
+
+    Raises:
+        PsaqError: ``crop_pct`` outside of (0, 1].
+    """
+
+    config: DataConfig
+
+    def __post_init__(self) -> None:
+        if not 0 < self.config.crop_pct <= 1:
+            raise PsaqError(f"crop_pct {self.config.crop_pct}: must lie above 0 and be at most 1")
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        cropped = _centre_crop(self._resized(image), self.config.image_size)
+        return functional.normalize(functional.to_tensor(cropped), self.config.mean, self.config.std)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        height, width = (math.floor(side / self.config.crop_pct) for side in self.config.image_size)
+        if 0 <= min(image.height - height, image.width - width) <= 1:
+            return image
+        scale = max(Fraction(height, image.height), Fraction(width, image.width))
+        size = [int(image.height * scale), int(image.width * scale)]
+        return functional.resize(image, size, transforms.InterpolationMode(self.config.interpolation))
+
+
+def preprocessing_for(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
+    """The model's own preprocessing, with another crop where one is given. Raises PsaqError as `Preprocessing`."""
+    config = data_config(model)
+    return Preprocessing(config if crop_pct is None else replace(config, crop_pct=crop_pct))
+
+
+def read_image(source: Path | IO[bytes], name: str) -> Image.Image:
+    """An image in RGB. Raises PsaqError, naming it by ``name``, where it is damaged."""
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PsaqError(f"{name}: is not an image that can be read ({error}); replace or remove it") from error
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
