@@ -10,6 +10,7 @@ COMMANDS = {
     "synthesize": ("psaq.commands.synthesize:Synthesize", "make calibration images from a model alone"),
     "quantize": ("psaq.commands.quantize:Quantize", "quantise a model on calibration images"),
     "evaluate": ("psaq.commands.evaluate:Evaluate", "measure accuracy and agreement with the FP model"),
+    "table1": ("psaq.commands.table1:Table1", "repeat the paper's Table 1: real images, noise, synthesised images"),
     "export": ("psaq.commands.export:Export", "write a quantised model as ONNX and check it in onnxruntime"),
     "plot-density": (
         "psaq.plot_density:PlotDensity",
@@ -36,7 +37,7 @@ COMMANDS = {
 
 
 class Command(Protocol):
-    """What a command's dataclass offers beside its options."""
+    """What a command's dataclass offers beside its options. One with ``scales_out = True`` runs under torchrun."""
 
     def run(self) -> None: ...
 
@@ -76,13 +77,33 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     defaults = {} if preset is None else {"default": preset}
     parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
     try:
-        parsed.run()
+        _run(parsed)
     except PsaqError as error:
         print(f"psaq: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("psaq: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _run(command: Any) -> None:
+    """Run a command; as one of several ranks where torchrun started it."""
+    from psaq.distributed import SharedError, is_first, is_launched, launched
+    from psaq.errors import PsaqError
+
+    if not is_launched():
+        command.run()
+        return
+    if not getattr(command, "scales_out", False):
+        raise PsaqError(f"{type(command).__name__} runs as one process: start it without torchrun")
+    with launched():
+        try:
+            command.run()
+        except SharedError:
+            if is_first():
+                raise
+            # The launcher ends the others as soon as one fails, and the first one still has to say why.
+            raise SystemExit(0) from None
 
 
 def _preset(command: type[Command], arguments: list[str]) -> Any:

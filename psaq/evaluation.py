@@ -1,7 +1,7 @@
 """What quantisation costs: accuracy, agreement with the full-precision model, and noise in the logits."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -9,10 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
 from psaq.progress import progress_bar
 
 Logits = Float[Tensor, "images classes"]
+_BATCHES_AHEAD = 4  # that each worker keeps ready
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,40 @@ def collect_logits(
     progress: bool = False,
     description: str = "Evaluating",
 ) -> tuple[Logits, Int[Tensor, "images"]]:
-    """The model's logits on every image, in order, and the labels. Raises PsaqError as `evaluate` does."""
+    """The model's logits on every image, in order, and the labels. Raises PsaqError as `evaluate` does.
+
+    Under torchrun the batches are dealt out to the ranks, and every rank gets all logits: a batch holds the same images
+    whichever rank takes it, so that the result is that of one process of the same kind.
+    """
     _check_options(dataset, batch_size, workers)
     device = next(model.parameters()).device
     model.eval()
+    batches = _batches(len(dataset), batch_size)  # type: ignore[arg-type]
+    own = own_share(batches)
     logits, labels = [], []
-    for images, targets in progress_bar(
-        _read_batches(dataset, batch_size, workers, pin=device.type == "cuda"),
-        description=description,
-        total=math.ceil(len(dataset) / batch_size),  # type: ignore[arg-type]
-        unit="batch",
-        enabled=progress,
+    reader = _read_batches(dataset, own, workers, pin=device.type == "cuda")
+    with (
+        together(),
+        progress_bar(reader, description=description, total=len(own), unit="batch", enabled=progress) as bar,
     ):
-        logits.append(_checked(model(images.to(device, non_blocking=True))).float().cpu())
-        labels.append(targets)
-    return torch.cat(logits), torch.cat(labels)
+        for images, targets in bar:
+            logits.append(_checked(model(images.to(device, non_blocking=True))).float().cpu())
+            labels.append(targets)
+    return torch.cat(gather_dealt(logits, len(batches))), torch.cat(gather_dealt(labels, len(batches)))
+
+
+def _batches(images: int, batch_size: int) -> list[list[int]]:
+    return [list(range(start, min(start + batch_size, images))) for start in range(0, images, batch_size)]
 
 
 def _read_batches(
-    dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int, pin: bool
+    dataset: Dataset[tuple[Tensor, int]], batches: Sequence[list[int]], workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    ahead = _BATCHES_AHEAD if workers else None
     try:
-        yield from DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin)
+        yield from DataLoader(
+            dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, prefetch_factor=ahead
+        )
     except PsaqError as error:
         # A worker process wraps the message in its own traceback; the last line is ours.
         raise PsaqError(str(error).strip().rpartition("PsaqError: ")[-1]) from None

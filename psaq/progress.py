@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from psaq.distributed import is_first
+
 
 def progress_bar(
     iterable: Iterable[Any] | None = None,
@@ -15,6 +17,16 @@ def progress_bar(
     initial: int = 0,
     enabled: bool = True,
 ) -> "tqdm[Any]":
-    """A progress bar on standard error with rate and time left; silent when not ``enabled``."""
+    """A progress bar on standard error with rate and time left; silent when not ``enabled``.
+
+    Of a launch's ranks only the first shows one.
+    """
     options: dict[str, Any] = {"desc": description, "total": total, "unit": unit, "initial": initial}
-    return tqdm(iterable, **options, dynamic_ncols=True, disable=not enabled, smoothing=0.1)
+    return tqdm(iterable, **options, dynamic_ncols=True, disable=not (enabled and is_first()), smoothing=0.1)
+
+
+def count_as_done(bar: "tqdm[Any]", units: int) -> None:
+    """Move ``bar`` on by what an earlier process did: it counts towards the total, not towards the rate."""
+    if not bar.disable:
+        bar.initial += units
+        bar.update(units)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from psaq.distributed import is_first
 from psaq.errors import PsaqError
 from psaq.files import make_folder, read_json, write_json
 
@@ -18,7 +19,7 @@ RUN_FILE = "run.json"
 
 
 class RunFolder:
-    """One run of one command, written to ``run.json`` as it starts and again as it ends."""
+    """One run of one command, written to ``run.json`` as it starts and again as it ends, by a launch's first rank."""
 
     def __init__(self, folder: Path | str, command: str, config: Any, seed: int | None = None):
         """
@@ -68,7 +69,8 @@ class RunFolder:
 
     def _write(self) -> Path:
         path = self.path / RUN_FILE
-        write_json(path, self.record)
+        if is_first():
+            write_json(path, self.record)
         return path
 
 

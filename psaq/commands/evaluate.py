@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import MODEL_FILE
+from psaq.distributed import is_first, together
 from psaq.errors import PsaqError
 from psaq.evaluation import Report, collect_logits, compare
 from psaq.images.imagenet import imagenet
@@ -29,7 +30,8 @@ class Evaluate:
     quantized: Path | None = None
     """A run of ``psaq quantize``, or its file; without it the full-precision model is measured alone."""
     images: Path | None = None
-    """A folder with one subfolder per class: ImageNet's wnids, all or some, or the model's classes in order."""
+    """A folder with one subfolder per class: ImageNet's wnids, all or some, or the model's classes in order; or a
+    Hugging Face ImageNet data set."""
     scenes: int = 1000
     """Without a folder, the bundled models are measured on so many held-out rendered scenes."""
     crop_pct: float | None = None
@@ -41,16 +43,20 @@ class Evaluate:
     out: Path | None = None
     """Also write the configuration and the results into this run folder."""
 
+    scales_out = True
+
     def run(self) -> None:
-        model = self.model.load()
-        dataset = self._dataset(model)
-        run = None if self.out is None else RunFolder(self.out, "evaluate", {**asdict(self), "out": None})
-        quantized = None if self.quantized is None else self._load(self.quantized, model)
+        with together():
+            model = self.model.load()
+            dataset = self._dataset(model)
+            run = None if self.out is None else RunFolder(self.out, "evaluate", {**asdict(self), "out": None})
+            quantized = None if self.quantized is None else self._load(self.quantized, model)
         logits, labels = self._logits(model, dataset, "FP")
         reports = {"fp": compare(logits, labels)}
         if quantized is not None:
             reports["quantized"] = compare(self._logits(quantized, dataset, "Quantised")[0], labels, logits)
-        self._print(reports)
+        if is_first():
+            self._print(reports)
         if run is not None:
             run.finish({name: report.as_dict() for name, report in reports.items()})
 

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from psaq.commands.options import ModelOptions
+from psaq.distributed import is_first, say, together
 from psaq.experiments.fig2 import draw_run
 from psaq.experiments.fig3 import draw_densities
 from psaq.images.batches import gaussian_images
@@ -38,21 +39,32 @@ class Synthesize:
             "faithful": cls(synthesis=SynthesisConfig.paper(faithful=True), preset="faithful"),
         }
 
+    scales_out = True
+
     def run(self) -> None:
         folder = self.out or Path("runs") / f"synthesize-{self.model.model}-seed{self.synthesis.seed}"
-        model = self.model.load()
-        run = RunFolder(folder, "synthesize", {"model": self.model, "synthesis": self.synthesis}, self.synthesis.seed)
-        if (folder / FILE_NAME).exists():
-            print(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")
+        with together():
+            model = self.model.load()
+            run = RunFolder(
+                folder, "synthesize", {"model": self.model, "synthesis": self.synthesis}, self.synthesis.seed
+            )
+            finished = (folder / FILE_NAME).exists()
+        if finished:
+            say(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")
             return
         with run.timed("synthesis"):
             images = synthesize_into(folder, model, self.synthesis)
+        with together():
+            if is_first():
+                self._finish(run, images, model)
+
+    def _finish(self, run: RunFolder, images: SyntheticImages, model: nn.Module) -> None:
         with run.timed("figures"):
-            draw_run(images, model, folder)
-            draw_densities(compared(images, model), model, folder)
+            draw_run(images, model, run.path)
+            draw_densities(compared(images, model), model, run.path)
         run.finish(final_losses(images))
-        write_report(folder)
-        print(f"{len(images)} images in {folder} (images.safetensors, images/*.png, {HISTORY}, run.json)")
+        write_report(run.path)
+        print(f"{len(images)} images in {run.path} (images.safetensors, images/*.png, {HISTORY}, run.json)")
 
 
 def compared(images: SyntheticImages, model: nn.Module, count: int = 8) -> dict[str, Tensor]:

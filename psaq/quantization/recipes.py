@@ -1,6 +1,7 @@
 """Recipes: how to quantise a model."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from psaq.errors import PsaqError
@@ -40,6 +41,10 @@ class Recipe:
     def __str__(self) -> str:
         faithful = ", faithful" if self.faithful else ""
         return f"W{self.weights}A{self.activations} ({self.scope}{faithful})"
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper}
+"""Name → its constructor, of bits per weight and bits per activation."""
 
 
 def parse_precision(precision: str) -> tuple[int, int]:

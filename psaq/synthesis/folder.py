@@ -1,19 +1,23 @@
-"""Synthesis into a folder: what is finished is loaded, what was interrupted goes on."""
+"""Synthesis into folders: what is finished is loaded, what was interrupted goes on."""
 
 import csv
 import io
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from psaq.distributed import from_first, is_first, together
 from psaq.errors import PsaqError
 from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
 from psaq.runs import as_json
 from psaq.synthesis.config import SynthesisConfig
-from psaq.synthesis.loop import synthesize
+from psaq.synthesis.loop import synthesize_all
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint"
 HISTORY = "history.csv"
 
 
@@ -28,20 +32,55 @@ def synthesize_into(
     Raises:
         PsaqError: the folder holds images of another configuration, and whatever `synthesize` raises.
     """
-    if (folder / FILE_NAME).exists():
-        return _finished(folder, config)
-    images = synthesize(model, config, checkpoint=folder / CHECKPOINT, progress=progress)
+    return synthesize_all_into({folder: config}, model, progress=progress)[0]
+
+
+def synthesize_all_into(
+    configs: Mapping[Path, SynthesisConfig], model: nn.Module, *, progress: bool = True
+) -> list[SyntheticImages]:
+    """Several syntheses, each into its folder as `synthesize_into` does it. Under torchrun every rank must see them."""
+    missing = [folder for folder, there in zip(configs, _finished(list(configs)), strict=True) if not there]
+    made = synthesize_all(
+        model,
+        [configs[folder] for folder in missing],
+        [folder / CHECKPOINT for folder in missing],
+        progress=progress,
+    )
+    with together():
+        for folder, images in zip(missing, made, strict=True):
+            if is_first():
+                _save(images, folder)
+    new = dict(zip(missing, made, strict=True))
+    with together():
+        return [new.get(folder) or load_finished(folder, config) for folder, config in configs.items()]
+
+
+def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
+    """The images of a finished synthesis.
+
+    Raises:
+        PsaqError: there are none, or they are of another configuration.
+    """
+    images = load_images(folder)
+    found, wanted = images.provenance.get("config") or {}, as_json(config)
+    differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if differing:
+        raise PsaqError(
+            f"{folder}: holds images of another configuration (another {', '.join(differing[:3])}); name another folder"
+        )
+    return images
+
+
+def _finished(folders: list[Path]) -> list[bool]:
+    """Which folders hold their images: the first rank's word, so that all ranks do the same."""
+    there = from_first(lambda: torch.tensor([int((folder / FILE_NAME).exists()) for folder in folders]))
+    return [bool(found) for found in there.tolist()]
+
+
+def _save(images: SyntheticImages, folder: Path) -> None:
     _write_history(folder / HISTORY, images)
     images.save(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return images
-
-
-def _finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
-    images = load_images(folder)
-    if images.provenance.get("config") != as_json(config):
-        raise PsaqError(f"{folder}: holds images of another configuration; name another folder")
-    return images
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def _write_history(path: Path, images: SyntheticImages) -> None:

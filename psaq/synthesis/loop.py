@@ -1,10 +1,10 @@
 """The optimisation loop (Li et al. 2022, section 3): Adam on pixels from Gaussian noise."""
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,23 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
 from psaq.images.synthetic import SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
 from psaq.models.features import PatchFeatureRecorder, record_patch_features
+from psaq.models.fingerprint import fingerprint
 from psaq.models.zoo import DataConfig, data_config, model_source, num_classes
-from psaq.progress import progress_bar
+from psaq.progress import count_as_done, progress_bar
 from psaq.runs import as_json, device_name, versions
 from psaq.synthesis.config import SynthesisConfig
 from psaq.synthesis.randomness import generator
-from psaq.synthesis.state import LOSSES, BatchState, SynthesisState, load_state
+from psaq.synthesis.state import LOSSES, BatchState, load_batch
 
 FILM_IMAGES = 8
 _BETAS = (0.5, 0.9)
 _EPSILON = 1e-8
+_RESULTS = ("pixels", "labels", "history", "film")
 _REPORT_EVERY = 5  # steps: reading a loss waits for the device
 _TARGET_VARIATION = (2500.0, 3000.0)  # of 32 images of 224×224 in ImageNet's normalisation, as one norm
 
@@ -45,34 +48,52 @@ def synthesize(
     Args:
         model: a trained vision transformer; its weights, mode and gradients are left as they were.
         config: the schedule and the losses' weights.
-        checkpoint: a file that receives the state every ``config.checkpoint_every`` steps. Where it exists, the run
-            goes on from it: on a CPU to the same bits as if it had never stopped.
+        checkpoint: a folder that receives each batch's state every ``config.checkpoint_every`` steps. Where it holds
+            one, the batch goes on from it: on a CPU to the same bits as if it had never stopped.
         progress: show a bar with losses, throughput and time left.
 
     Raises:
         PsaqError: a model without attention blocks or classes, a checkpoint of another run, or a loss that is
             no longer finite.
     """
-    config = config or SynthesisConfig()
-    synthesis = Synthesis(model, config)
-    state = SynthesisState()
-    file = Path(checkpoint) if checkpoint is not None else None
-    if file is not None and file.exists():
-        state = load_state(file, synthesis.identity, synthesis.device)
-    with frozen(model), record_patch_features(model, config.heads, synthesis.class_token) as recorder:
-        synthesis.run(recorder, state, file, progress)
-    return synthesis.result(state)
+    return synthesize_all(model, [config or SynthesisConfig()], [checkpoint], progress=progress)[0]
+
+
+def synthesize_all(
+    model: nn.Module,
+    configs: Sequence[SynthesisConfig],
+    checkpoints: Sequence[Path | str | None],
+    *,
+    progress: bool = True,
+) -> list[SyntheticImages]:
+    """Several syntheses from one model, as `synthesize` makes each: under torchrun their batches are dealt out to the
+    ranks, and every rank gets all images. A batch has the same bits whichever rank of its kind makes it."""
+    runs = [
+        Synthesis(model, config, None if folder is None else Path(folder))
+        for config, folder in zip(configs, checkpoints, strict=True)
+    ]
+    batches = [(run, index) for run in runs for index in range(len(run.batch_sizes))]
+    own = own_share(batches)
+    finished: list[list[Tensor]] = []
+    steps = sum(run.total_steps for run, _ in own)
+    with together(), progress_bar(description="synthesising", total=steps, unit="step", enabled=progress) as bar:
+        finished = [run.finish_batch(index, bar) for run, index in own]
+    gathered = [gather_dealt([batch[part] for batch in finished], len(batches)) for part in range(len(_RESULTS))]
+    results = iter(zip(*gathered, strict=True))
+    return [run.result(list(islice(results, len(run.batch_sizes)))) for run in runs]
 
 
 class Synthesis:
     """What stays fixed during a run: the model, the configuration and what follows from both."""
 
-    def __init__(self, model: nn.Module, config: SynthesisConfig):
+    def __init__(self, model: nn.Module, config: SynthesisConfig, checkpoint: Path | None = None):
         self.model = model
         self.config = config
+        self.checkpoint = checkpoint
         self.data: DataConfig = data_config(model)
         self.classes = num_classes(model)
         self.device = next(model.parameters()).device
+        self.batch_sizes = _batch_sizes(config.num_images, config.batch_size)
         self.class_token: Any = "drop" if config.class_token == "sound" else "reference"
         self.learning_rate = config.learning_rate or (0.25 if "swin" in type(model).__name__.lower() else 0.20)
         self.black, self.white = self._pixel_range()
@@ -80,37 +101,34 @@ class Synthesis:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What tells this run from another: only a checkpoint with the same identity may be continued."""
-        return {"config": as_json(self.config), "model": _fingerprint(self.model)}
+        return {"config": as_json(self.config), "model": fingerprint(self.model)}
 
     @property
     def total_steps(self) -> int:
         return self.config.rounds * self.config.steps
 
-    def run(self, recorder: PatchFeatureRecorder, state: SynthesisState, file: Path | None, progress: bool) -> None:
-        sizes = _batch_sizes(self.config.num_images, self.config.batch_size)
-        done = sum(batch.step for batch in state.batches)
-        total = self.total_steps * len(sizes)
-        with progress_bar(description="synthesising", total=total, initial=done, unit="step", enabled=progress) as bar:
-            for index, size in enumerate(sizes):
-                if index == len(state.batches):
-                    state.batches.append(self.start(index, size))
-                batch = state.batches[index]
-                while not batch.finished():
-                    self.advance(recorder, batch, index)
-                    bar.update()
-                    self._after_step(state, batch, file, bar)
+    def finish_batch(self, index: int, bar: Any) -> list[Tensor]:
+        """Take a batch from its start, or its checkpoint, to its last step: what `_RESULTS` names, on the CPU."""
+        batch = self._restored(index, bar) or self.start(index, self.batch_sizes[index])
+        with frozen(self.model), record_patch_features(self.model, self.config.heads, self.class_token) as recorder:
+            while not batch.finished():
+                self.advance(recorder, batch, index)
+                bar.update()
+                self._after_step(batch, index, bar)
+        return [getattr(batch, name).cpu() for name in _RESULTS]
 
-    def result(self, state: SynthesisState) -> SyntheticImages:
-        """The finished images with their labels, history and provenance."""
+    def result(self, batches: Sequence[tuple[Tensor, ...]]) -> SyntheticImages:
+        """The finished images with their labels, history and provenance. ``batches``: what `_RESULTS` names."""
         source = model_source(self.model)
-        history = torch.stack([batch.history for batch in state.batches]).cpu()
+        images, labels, histories, films = zip(*batches, strict=True)
+        history = torch.stack(histories)
         return SyntheticImages(
-            images=torch.cat([batch.pixels for batch in state.batches]).cpu(),
-            labels=torch.cat([batch.labels for batch in state.batches]).cpu(),
+            images=torch.cat(images),
+            labels=torch.cat(labels),
             mean=self.data.mean,
             std=self.data.std,
             history={name: history[..., column] for column, name in enumerate(LOSSES)},
-            film=state.batches[0].film.cpu() if self.config.film_frames else None,
+            film=films[0] if self.config.film_frames else None,
             provenance={
                 "model": source.name if source else type(self.model).__name__,
                 "config": as_json(self.config),
@@ -205,12 +223,25 @@ class Synthesis:
             pictures = true_colours(batch.pixels[:shown], self.data.mean, self.data.std)
             batch.film[self.config.film_steps.index(batch.step)] = pictures
 
-    def _after_step(self, state: SynthesisState, batch: BatchState, file: Path | None, bar: Any) -> None:
+    def _after_step(self, batch: BatchState, index: int, bar: Any) -> None:
         due = batch.step % self.config.checkpoint_every == 0 or batch.finished()
         if due or batch.step % _REPORT_EVERY == 0:
             self._report(batch, bar)
-        if file is not None and due:
-            state.save(file, self.identity)
+        if self.checkpoint is not None and due:
+            batch.save(self._checkpoint_file(self.checkpoint, index), self.identity | {"batch": index})
+
+    def _restored(self, index: int, bar: Any) -> BatchState | None:
+        """The batch as its checkpoint has it."""
+        if self.checkpoint is None or not self._checkpoint_file(self.checkpoint, index).exists():
+            return None
+        file = self._checkpoint_file(self.checkpoint, index)
+        batch = load_batch(file, self.identity | {"batch": index}, self.device)
+        count_as_done(bar, batch.step)
+        return batch
+
+    @staticmethod
+    def _checkpoint_file(folder: Path, index: int) -> Path:
+        return folder / f"batch{index:04d}.safetensors"
 
     def _report(self, batch: BatchState, bar: Any) -> None:
         last = dict(zip(LOSSES, batch.history[batch.step - 1].tolist(), strict=True))
@@ -236,15 +267,6 @@ def _adam(batch: BatchState, gradient: Tensor, rate: float) -> None:
 
 def _batch_sizes(images: int, batch_size: int) -> list[int]:
     return [min(batch_size, images - start) for start in range(0, images, batch_size)]
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """A digest of the weights: the same architecture with other weights is another model."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

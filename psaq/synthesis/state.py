@@ -1,7 +1,7 @@
-"""The state of a synthesis, on disk as it is in memory: a run that is killed goes on as if it had not been."""
+"""The state of a batch's synthesis, on disk as it is in memory: killed, it goes on as if it had not been."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,14 @@ class BatchState:
         """Whether every step has been taken."""
         return self.step >= len(self.history)
 
-
-@dataclass
-class SynthesisState:
-    """All batches that have been started, in order."""
-
-    batches: list[BatchState] = field(default_factory=list)
-
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Write a checkpoint, whole or not at all. ``identity`` says which run it belongs to."""
-        tensors = {
-            f"{index}.{name}": value
-            for index, batch in enumerate(self.batches)
-            for name, value in vars(batch).items()
-            if isinstance(value, Tensor)
-        }
-        save_tensors(path, tensors, KIND, {"identity": identity, "steps": [batch.step for batch in self.batches]})
+        """Write a checkpoint, whole or not at all. ``identity`` says which batch of which run it is."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        save_tensors(path, tensors, KIND, {"identity": identity, "step": self.step})
 
 
-def load_state(path: Path, identity: Mapping[str, Any], device: torch.device) -> SynthesisState:
-    """Read a checkpoint of the run that ``identity`` describes.
+def load_batch(path: Path, identity: Mapping[str, Any], device: torch.device) -> BatchState:
+    """Read a checkpoint of the batch that ``identity`` describes.
 
     Raises:
         PsaqError: the file is damaged, or belongs to a run with another model or configuration.
@@ -65,12 +53,6 @@ def load_state(path: Path, identity: Mapping[str, Any], device: torch.device) ->
             f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
         )
     try:
-        return SynthesisState([_batch(tensors, index, step, device) for index, step in enumerate(header["steps"])])
+        return BatchState(**{name: tensor.to(device) for name, tensor in tensors.items()}, step=header["step"])
     except (KeyError, TypeError) as error:
         raise PsaqError(f"{path}: lacks {error}; remove it to start again") from error
-
-
-def _batch(tensors: Mapping[str, Tensor], index: int, step: int, device: torch.device) -> BatchState:
-    prefix = f"{index}."
-    own = {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
-    return BatchState(**own, step=step)

@@ -93,7 +93,7 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_bits(weights, tmp_path):
         [sys.executable, "-m", "psaq", *arguments(weights, killed, *steps)], stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not list(killed.glob("checkpoint/batch*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -101,7 +101,7 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_bits(weights, tmp_path):
     result = psaq(*arguments(weights, killed, *steps))
     assert result.returncode == 0, result.stderr
     assert torch.equal(load_images(killed).images, load_images(whole).images)
-    assert not (killed / "checkpoint.safetensors").exists()
+    assert not (killed / "checkpoint").exists()
 
 
 def test_a_finished_run_is_not_made_again(weights, tmp_path, monkeypatch, capsys):

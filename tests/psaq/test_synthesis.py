@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
 @pytest.mark.parametrize("killed_after", [1, 3, 6, 7, 11])
 def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, killed_after):
     whole = synthesize(vit, SHORT, progress=False)
-    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint = tmp_path / "checkpoint"
     after_step, calls = Synthesis._after_step, []
 
     def kill(self, *arguments):
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, kille
 
 
 def test_a_checkpoint_of_another_run_is_refused(vit, tmp_path):
-    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint = tmp_path / "checkpoint"
     synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
     with pytest.raises(PsaqError, match="another config"):
         synthesize(vit, SynthesisConfig(num_images=3, steps=5), checkpoint=checkpoint, progress=False)
@@ -103,9 +103,10 @@ def test_a_checkpoint_of_another_run_is_refused(vit, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(vit, tmp_path):
-    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint = tmp_path / "checkpoint"
     synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    file = checkpoint / "batch0000.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(PsaqError, match="truncated"):
         synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
 

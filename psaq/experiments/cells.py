@@ -1,0 +1,77 @@
+"""The cells of a table of results: one measurement each, one file each, whole or absent."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from psaq.errors import PsaqError
+from psaq.evaluation import Report
+from psaq.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: which model, quantised how, calibrated on what."""
+
+    model: str
+    recipe: str
+    precision: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.recipe} {self.precision} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell and what came out of it."""
+
+    cell: Cell
+    report: Report
+    fp_top1: float
+    """Of the full-precision model on the same images, in percent."""
+    weights: str
+    """The digest of the full-precision model's weights."""
+
+
+class CellStore:
+    """A folder of finished cells. One that is being measured leaves no trace in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the cell is finished."""
+        return self._file(cell).exists()
+
+    def write(self, result: Result) -> None:
+        """Keep a finished cell, whole or not at all."""
+        write_json(self._file(result.cell), asdict(result))
+
+    def read(self, cell: Cell) -> Result:
+        """A finished cell. Raises PsaqError where its file is damaged or another cell's."""
+        file = self._file(cell)
+        content = read_json(file)
+        try:
+            result = Result(
+                Cell(**content["cell"]), Report(**content["report"]), content["fp_top1"], content["weights"]
+            )
+        except (KeyError, TypeError) as error:
+            raise PsaqError(f"{file}: is damaged ({error}); remove it to measure the cell again") from error
+        if result.cell != cell:
+            raise PsaqError(f"{file}: holds {result.cell}; remove it to measure {cell} again")
+        return result
+
+    def check_weights(self, cells: Iterable[Cell], weights: str) -> None:
+        """Raises PsaqError where one of the finished ``cells`` was measured on other weights than ``weights``."""
+        for cell in cells:
+            if self.read(cell).weights != weights:
+                raise PsaqError(
+                    f"{self._file(cell)}: was measured on other weights of {cell.model}; name another folder "
+                    "with --out, or give the weights of before"
+                )
+
+    def _file(self, cell: Cell) -> Path:
+        name = f"{cell.model}-{cell.recipe}-{cell.precision}-{cell.method}-seed{cell.seed}.json"
+        return self.folder / name
