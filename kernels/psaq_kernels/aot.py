@@ -52,10 +52,17 @@ def compile_ahead(request: CompileRequest, target: str) -> Resources:
     try:
         compiled = triton.compile(_source(request), target=_gpu_target(limits), options=options)
     except Exception as error:
-        raise CompileError(f"{request.kernel.__name__} does not compile for {target}: {error}") from error
+        raise CompileError(f"{request.kernel.__name__} does not compile for {target}: {_reason(error)}") from error
     read = _read_amd if limits.is_amd else _read_nvidia
     registers, spilled = read(compiled)
     return Resources(registers, spilled, compiled.metadata.shared)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of the innermost error: around it, the compiler quotes the code from call to call."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _source(request: CompileRequest) -> ASTSource:
@@ -116,7 +123,7 @@ def check_request(kernel: str, config: Config, request: CompileRequest, target: 
     try:
         return Finding(kernel, config, limits, compile_ahead(request, target))
     except CompileError as error:
-        return Finding(kernel, config, limits, None, str(error).splitlines()[-1])
+        return Finding(kernel, config, limits, None, str(error))
 
 
 def distinct_requests(

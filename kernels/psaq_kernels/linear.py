@@ -9,6 +9,7 @@ from torch import Tensor
 
 from psaq_kernels import linear_torch
 from psaq_kernels.backends import choose_backend
+from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.levels import FLOAT_TYPES, PerTensor, PerToken
 from psaq_kernels.packing import QuantizedWeight
 
@@ -88,7 +89,8 @@ def _quant_linear(
 ) -> Tensor:
     weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1])
     run = linear_torch if backend == "torch" else importlib.import_module("psaq_kernels.linear_triton")
-    return run.quant_linear(x, weights, bias, _decode(input), gelu, _decode(output), dtype)
+    epilogue = Epilogue(bias, gelu, _decode_static(output) if output else None, dtype)
+    return run.quant_linear(x, weights, _decode(input), epilogue)
 
 
 @_quant_linear.register_fake
@@ -103,11 +105,13 @@ def _encode(grid: PerTensor | PerToken | None) -> list[float]:
     return [] if grid is None else [grid.bits]
 
 
-def _decode(numbers: list[float]) -> PerTensor | PerToken | None:
-    if not numbers:
-        return None
-    bits, *static = numbers
-    return PerTensor(static[1], int(static[0]), int(bits)) if static else PerToken(int(bits))
+def _decode(numbers: list[float]) -> PerTensor | PerToken:
+    return PerToken(int(numbers[0])) if len(numbers) == 1 else _decode_static(numbers)
+
+
+def _decode_static(numbers: list[float]) -> PerTensor:
+    bits, zero_point, scale = numbers
+    return PerTensor(scale, int(zero_point), int(bits))
 
 
 def _check_types(

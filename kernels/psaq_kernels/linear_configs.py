@@ -103,8 +103,7 @@ def bound(problem: Problem, rates: MachineRates) -> float:
     rows, outputs, inputs = (int(problem[name]) for name in ("rows", "outputs", "inputs"))
     weight_bytes = outputs * weight_length(problem)
     traffic = rows * inputs * BYTES[str(problem["x"])] + weight_bytes + rows * outputs * BYTES[str(problem["out"])]
-    int8_rate = rates.flops_per_second.get("int8", 2 * rates.flops_per_second["bf16"])
-    return max(traffic / rates.bytes_per_second, 2 * rows * outputs * inputs / int8_rate)
+    return max(traffic / rates.bytes_per_second, 2 * rows * outputs * inputs / rates.flops_per_second["int8"])
 
 
 def weight_length(problem: Problem) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int8, Int32
 from torch import Tensor
 
+from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.levels import SMALLEST_MAGNITUDE, PerTensor, PerToken
 from psaq_kernels.packing import QuantizedWeight
 
@@ -19,22 +20,16 @@ CUBLAS_ROWS = 17  # … and at least so many rows
 def quant_linear(
     x: Float[Tensor, "rows inputs"] | Int8[Tensor, "rows inputs"],
     weight: QuantizedWeight,
-    bias: Float32[Tensor, "outputs"] | None,
     input: PerTensor | PerToken,
-    gelu: bool,
-    output: PerTensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    epilogue: Epilogue,
+) -> Float[Tensor, "rows outputs"] | Int8[Tensor, "rows outputs"]:
     """See `psaq_kernels.quant_linear`."""
-    out = torch.empty(x.shape[0], weight.outputs, dtype=dtype, device=x.device)
+    out = torch.empty(x.shape[0], weight.outputs, dtype=epilogue.dtype, device=x.device)
     integers = weight.integers()
     block = _rows_at_a_time(max(weight.inputs, weight.outputs)) if x.device.type == "cpu" else max(x.shape[0], 1)
     for rows, target in zip(x.split(block), out.split(block), strict=True):
         levels, input_scale = quantize_rows(rows, input)
-        y = _scaled(integer_matmul(levels, integers), weight, input, input_scale)
-        y = y if bias is None else y.add_(bias)
-        y = F.gelu(y) if gelu else y
-        target.copy_(y if output is None else to_levels(y, output))
+        target.copy_(_finished(_scaled(integer_matmul(levels, integers), weight, input, input_scale), epilogue))
     return out
 
 
@@ -51,6 +46,14 @@ def _scaled(
     if isinstance(input, PerTensor):
         return sums.sub_(weight.column_sums * input.stored_zero).float().mul_(weight.scale * input_scale)
     return sums.float().mul_(weight.scale).mul_(input_scale)
+
+
+def _finished(
+    y: Float32[Tensor, "rows outputs"], epilogue: Epilogue
+) -> Float32[Tensor, "rows outputs"] | Int8[Tensor, "rows outputs"]:
+    y = y if epilogue.bias is None else y.add_(epilogue.bias)
+    y = F.gelu(y) if epilogue.gelu else y
+    return y if epilogue.output is None else to_levels(y, epilogue.output)
 
 
 def quantize_rows(

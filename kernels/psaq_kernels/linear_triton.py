@@ -5,20 +5,18 @@ Every product with a scale and every sum is rounded by itself (no fused multiply
 torch backend's to the last bit.
 """
 
-import hashlib
 from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32, Int8
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from psaq_kernels import levels_triton, linear_configs, tuning
 from psaq_kernels.devices import DeviceLimits
+from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.levels import PerTensor, PerToken
 from psaq_kernels.levels_triton import checked_magnitude, launch_levels, magnitude_bits, quantize_rows, to_levels
 from psaq_kernels.linear_configs import problem_of
@@ -72,6 +70,23 @@ def _row_magnitude(
         x = _load_x(x_ptr, rows, start + k, K, row_stride, column_stride, WHOLE)
         largest = tl.maximum(largest, magnitude_bits(x))
     return checked_magnitude(tl.max(largest, axis=AXIS, keep_dims=True))
+
+
+@triton.jit
+def _row_scales(
+    x_ptr, row_scale_ptr, rows, k, K, row_stride, column_stride, inverse_input_scale,
+    PER_TOKEN: tl.constexpr, HIGHEST: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, AXIS: tl.constexpr,
+):  # fmt: skip
+    """Each row's scale, and what x is multiplied by to become levels. One scale for all is left to the end."""
+    row_scale = 1.0
+    if PER_TOKEN:
+        if row_scale_ptr is not None:
+            row_scale = tl.load(row_scale_ptr + rows)
+        else:
+            magnitude = _row_magnitude(x_ptr, rows, k, K, row_stride, column_stride, BLOCK_K, WHOLE, AXIS)
+            row_scale = tl.math.div_rn(magnitude, float(HIGHEST))
+            inverse_input_scale = tl.math.div_rn(float(HIGHEST), magnitude)
+    return row_scale, inverse_input_scale
 
 
 @triton.jit
@@ -131,6 +146,28 @@ def _halves(x):
     return x.reshape(x.shape[0], 2, x.shape[1] // 2).permute(0, 2, 1).split()
 
 
+@triton.jit
+def _finish_by_halves(
+    accumulators, row_scale, first_m, first_n,
+    weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
+    input_scale, input_zero, inverse_output_scale, output_zero,
+    PER_TOKEN: tl.constexpr, PACKED: tl.constexpr, GELU: tl.constexpr,
+    OUT_LOWEST: tl.constexpr, OUT_HIGHEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One half of the tile after the other: half as many scales, sums and biases in registers at a time."""
+    HALF_M: tl.constexpr = BLOCK_M // 2 if PACKED else BLOCK_M
+    HALF_N: tl.constexpr = BLOCK_N if PACKED else BLOCK_N // 2
+    halves = _halves(accumulators)
+    for part in tl.static_range(2):
+        m = tl.expand_dims(first_m + (part * HALF_M if PACKED else 0) + tl.arange(0, HALF_M), 0 if PACKED else 1)
+        n = tl.expand_dims(first_n + (0 if PACKED else part * HALF_N) + tl.arange(0, HALF_N), 1 if PACKED else 0)
+        half_scale = _halves(row_scale)[part] if PER_TOKEN and PACKED else row_scale
+        _finish(
+            halves[part], half_scale, m, n, weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
+            input_scale, input_zero, inverse_output_scale, output_zero, PER_TOKEN, GELU, OUT_LOWEST, OUT_HIGHEST,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["M", "input_zero", "output_zero"])
 def _quant_linear_kernel(
     x_ptr,  # (M, K) float, or int8 levels
@@ -170,7 +207,6 @@ def _quant_linear_kernel(
     M_AXIS: tl.constexpr = 1 if PACKED else 0
     N_AXIS: tl.constexpr = 1 - M_AXIS
     TILE: tl.constexpr = (BLOCK_N, BLOCK_M) if PACKED else (BLOCK_M, BLOCK_N)
-    HALF: tl.constexpr = TILE[1] // 2
     tile_m, tile_n = _tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m = tl.expand_dims(tile_m * BLOCK_M + tl.arange(0, BLOCK_M), N_AXIS)
     n = tl.expand_dims(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), M_AXIS)
@@ -178,15 +214,10 @@ def _quant_linear_kernel(
     w_k = tl.expand_dims(tl.arange(0, BLOCK_K), N_AXIS)
     rows, columns = m % M, n % N  # beyond the end, read what is there; it is not written
 
-    row_scale = 1.0
-    if PER_TOKEN:
-        if row_scale_ptr is not None:
-            row_scale = tl.load(row_scale_ptr + rows)
-        else:
-            magnitude = _row_magnitude(x_ptr, rows, x_k, K, row_stride, column_stride, BLOCK_K, WHOLE, N_AXIS)
-            row_scale = tl.math.div_rn(magnitude, float(HIGHEST))
-            inverse_input_scale = tl.math.div_rn(float(HIGHEST), magnitude)
-
+    row_scale, inverse_input_scale = _row_scales(
+        x_ptr, row_scale_ptr, rows, x_k, K, row_stride, column_stride, inverse_input_scale,
+        PER_TOKEN, HIGHEST, BLOCK_K, WHOLE, N_AXIS,
+    )  # fmt: skip
     share = tl.cdiv(tl.cdiv(length, BLOCK_K), SPLIT_K) * BLOCK_K
     begin = tl.program_id(1) * share
     accumulators = _accumulate(
@@ -198,19 +229,12 @@ def _quant_linear_kernel(
         offsets = (tl.program_id(1).to(tl.int64) * M + m) * N + n
         tl.store(out_ptr + offsets, accumulators, mask=(m < M) & (n < N))
     else:
-        # One half of the tile after the other: half as many scales, sums and biases in registers at a time.
-        halves = _halves(accumulators)
-        for part in tl.static_range(2):
-            if PACKED:
-                m = (tile_m * BLOCK_M + part * HALF + tl.arange(0, HALF))[None, :]
-                part_scale = _halves(row_scale)[part] if PER_TOKEN else row_scale
-            else:
-                n = (tile_n * BLOCK_N + part * HALF + tl.arange(0, HALF))[None, :]
-                part_scale = row_scale
-            _finish(
-                halves[part], part_scale, m, n, weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
-                input_scale, input_zero, inverse_output_scale, output_zero, PER_TOKEN, GELU, OUT_LOWEST, OUT_HIGHEST,
-            )  # fmt: skip
+        _finish_by_halves(
+            accumulators, row_scale, tile_m * BLOCK_M, tile_n * BLOCK_N,
+            weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
+            input_scale, input_zero, inverse_output_scale, output_zero,
+            PER_TOKEN, PACKED, GELU, OUT_LOWEST, OUT_HIGHEST, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "input_zero", "output_zero"])
@@ -256,20 +280,17 @@ def _finish_split_kernel(
 def quant_linear(
     x: Float[Tensor, "rows inputs"] | Int8[Tensor, "rows inputs"],
     weight: QuantizedWeight,
-    bias: Float32[Tensor, "outputs"] | None,
     input: PerTensor | PerToken,
-    gelu: bool,
-    output: PerTensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    epilogue: Epilogue,
+) -> Float[Tensor, "rows outputs"] | Int8[Tensor, "rows outputs"]:
     """See `psaq_kernels.quant_linear`."""
-    out = torch.empty(x.shape[0], weight.outputs, dtype=dtype, device=x.device)
+    out = torch.empty(x.shape[0], weight.outputs, dtype=epilogue.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    problem = problem_of(x, weight, input, dtype)
+    problem = problem_of(x, weight, input, epilogue.dtype)
     config = tuning.configuration(QUANT_LINEAR, problem, x.device)
     with torch.cuda.device_of(x):
-        launch(config, x, weight, bias, input, gelu, output, out)
+        launch(config, x, weight, input, epilogue, out)
     return out
 
 
@@ -277,10 +298,8 @@ def launch(
     config: Config,
     x: Tensor,
     weight: QuantizedWeight,
-    bias: Tensor | None,
     input: PerTensor | PerToken,
-    gelu: bool,
-    output: PerTensor | None,
+    epilogue: Epilogue,
     out: Float[Tensor, "rows outputs"] | Int8[Tensor, "rows outputs"],
 ) -> None:
     """Compute into ``out`` with a given configuration."""
@@ -290,10 +309,10 @@ def launch(
         x, row_scale = quantize_rows(x, input)
     (M, K), N, splits = x.shape, weight.outputs, int(constants["SPLIT_K"])
     target = out if splits == 1 else torch.empty(splits, M, N, dtype=torch.int32, device=x.device)
-    finish = _finish_arguments(input, output, gelu)
+    finish = _finish_arguments(input, epilogue)
     inverse, _, lowest, highest = launch_levels(input)
     grid = (triton.cdiv(M, int(constants["BLOCK_M"])) * triton.cdiv(N, int(constants["BLOCK_N"])), splits)
-    per_output = (weight.scale, weight.column_sums, bias)
+    per_output = (weight.scale, weight.column_sums, epilogue.bias)
     _quant_linear_kernel[grid](
         x,
         row_scale,
@@ -345,10 +364,10 @@ def _finish_split(
     )
 
 
-def _finish_arguments(input: PerTensor | PerToken, output: PerTensor | None, gelu: bool) -> dict[str, Any]:
+def _finish_arguments(input: PerTensor | PerToken, epilogue: Epilogue) -> dict[str, Any]:
     """What `_finish` takes beside tensors and shapes."""
     _, input_zero, _, _ = launch_levels(input)
-    inverse, zero, lowest, highest = (1.0, 0, 0, 0) if output is None else launch_levels(output)
+    inverse, zero, lowest, highest = (1.0, 0, 0, 0) if epilogue.output is None else launch_levels(epilogue.output)
     return {
         "input_scale": input.scale if isinstance(input, PerTensor) else 1.0,
         "input_zero": input_zero,
@@ -357,7 +376,7 @@ def _finish_arguments(input: PerTensor | PerToken, output: PerTensor | None, gel
         "OUT_LOWEST": lowest,
         "OUT_HIGHEST": highest,
         "PER_TOKEN": isinstance(input, PerToken),
-        "GELU": gelu,
+        "GELU": epilogue.gelu,
     }
 
 
@@ -365,12 +384,7 @@ class _QuantLinear(Tunable):
     """The kernel, as the tuner sees it."""
 
     name = "quant_linear"
-
-    @cached_property
-    def source_hash(self) -> str:
-        """Of this module and of the shared arithmetic."""
-        sources = (Path(__file__), Path(levels_triton.__file__))
-        return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    source_modules = (levels_triton.__name__,)
 
     def problems(self, workload: Workload) -> list[Problem]:
         return linear_configs.problems(workload)
@@ -389,7 +403,8 @@ class _QuantLinear(Tunable):
 
     def prepare(self, problem: Problem, device: torch.device) -> Callable[[Config], None]:
         x, weight, input, out = linear_configs.example(problem, device)
-        return lambda config: launch(config, x, weight, None, input, False, None, out)
+        epilogue = Epilogue(bias=None, gelu=False, output=None, dtype=out.dtype)
+        return lambda config: launch(config, x, weight, input, epilogue, out)
 
     def compile_request(self, problem: Problem, config: Config) -> CompileRequest:
         signature = _signature(problem, config)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psaq_kernels import BackendError, PerTensor, PerToken, QuantizedWeight, linear_torch, quant_linear
+from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.linear import _quant_linear
 from psaq_kernels.tunable import Config
 
@@ -218,7 +219,8 @@ def test_every_kind_of_configuration_computes_the_same(
         pytest.skip("never a candidate: split sums need the rows' scales beforehand")
     x, weight, bias = make_x(75, 130, torch.float32), make_weight(90, 130, bits), torch.linspace(-1, 1, 90)
     out = torch.empty(75, 90, dtype=torch.int8)
-    linear_triton.launch(Config(constants, 4, 2), x, weight, bias, input, False, NEXT, out)
+    epilogue = Epilogue(bias, gelu=False, output=NEXT, dtype=out.dtype)
+    linear_triton.launch(Config(constants, 4, 2), x, weight, input, epilogue, out)
     expected = stored_levels(oracle(x, weight, input, bias), NEXT)
     assert torch.equal(out, torch.from_numpy(expected.astype(np.int8)))
 

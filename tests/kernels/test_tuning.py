@@ -1,3 +1,4 @@
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -8,7 +9,7 @@ import torch
 
 from psaq_kernels import devices, tuner, tuning
 from psaq_kernels.devices import DeviceLimits
-from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Tunable
+from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Tunable, Workload, tunables
 
 HERE = DeviceLimits("NVIDIA Test 90", "sm_90", 232448)
 CPU = torch.device("cpu")
@@ -231,7 +232,6 @@ def test_rates_come_from_the_clock(monkeypatch):
 def test_density_configurations_fit_every_target():
     pytest.importorskip("triton")
     from psaq_kernels.density_tunables import TUNABLES
-    from psaq_kernels.tunable import Workload
 
     workload = Workload("", features=((32, 1, 196, 64), (32, 64, 49, 33)))
     for kernel, limits in itertools.product(TUNABLES, devices.TARGETS.values()):
@@ -253,3 +253,36 @@ def test_buckets_tell_workloads_apart_but_not_twins():
     assert name(32, 1, 196, 64) == name(30, 1, 190, 60)
     others = {name(32, 1, 196, 64), name(1, 1, 196, 64), name(32, 1, 49, 64), name(32, 1, 196, 64, "bfloat16")}
     assert len(others) == 4
+
+
+# All kernels ----------------------------------------------------------------------------------------------------------
+
+
+def registered_kernels():
+    return tunables() if importlib.util.find_spec("triton") else []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
+@pytest.mark.parametrize("kernel", registered_kernels(), ids=lambda kernel: kernel.name)
+def test_every_kernel_can_be_tuned(kernel, monkeypatch):
+    """From a model's shapes to a table's entry that the next launch finds, with the interpreter for a GPU."""
+    for number in ("density_tunables.EXAMPLE_BANDWIDTH", "density_tunables.EXAMPLE_POINTS", "tuner.MATMUL_SIZE"):
+        monkeypatch.setattr(f"psaq_kernels.{number}", 16)
+    tiny = Workload("tiny", features=((1, 1, 4, 16),), linears=((3, 32, 32),))
+    calls = []
+
+    def clock(launch):
+        launch()
+        calls.append(launch)
+        return 100.0 - len(calls)
+
+    rates = tuner.measure_rates(CPU, lambda launch: 1.0)
+    problems = kernel.problems(tiny)
+    assert problems
+    for problem in problems[:2]:
+        timings = list(tuner.time_candidates(kernel, problem, CPU, clock))
+        best = tuner.best_entry(kernel, problem, timings, HERE)
+        assert best.config == timings[-1].config
+        assert kernel.bound(problem, rates) > 0
+        tuning.merge_into_table(table(), [best])
+        assert tuning.configuration(kernel, problem, CPU) == best.config
