@@ -36,7 +36,8 @@ def similarity_density(
     Args:
         features: (images, windows, patches, channels), float32, float16 or bfloat16, any strides; or a list of
             them, one per layer, which may differ in all but the number of images, and costs few launches.
-        grid: points x at which the density is evaluated, in any order and spacing, inside [-1, 1] or not.
+        grid: points x at which the density is evaluated, in any order and spacing, inside [-1, 1] or not. At a
+            point that is not finite the density is NaN.
         bandwidth: h, in units of similarity, at least 0.001.
         backend: "triton", "torch", or None for the best that can run.
 

@@ -25,6 +25,13 @@ LAYOUT_FIELDS = tl.constexpr(8)
 
 
 @triton.jit
+def _load_sizes(layout, ALIGNMENT: tl.constexpr):
+    """Windows, patches and channels of a layer."""
+    windows, patches = tl.load(layout + 2).to(tl.int32), tl.load(layout + 3).to(tl.int32)
+    return windows, patches, tl.multiple_of(tl.load(layout + 4).to(tl.int32), ALIGNMENT)
+
+
+@triton.jit
 def _load_scaled(ptr, rows, columns, mask, channels):
     """A tile in float32 divided by each row's largest entry, these entries, and whether all is finite (else 0)."""
     x = tl.load(ptr + rows[:, None] * channels + columns[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -48,8 +55,7 @@ def _center_kernel(
 ):
     window, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     layout = layout_ptr + layer * LAYOUT_FIELDS
-    windows, patches = tl.load(layout + 2).to(tl.int32), tl.load(layout + 3).to(tl.int32)
-    channels = tl.load(layout + 4).to(tl.int32)
+    windows, patches, channels = _load_sizes(layout, 1)
     if window >= windows:
         return
     first = (image.to(tl.int64) * windows + window) * patches
@@ -124,8 +130,7 @@ def _count_kernel(
     """Count the pairs (i, j ≥ i) of a block of patches i; off the diagonal a pair stands for two."""
     tile, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     layout = layout_ptr + layer * LAYOUT_FIELDS
-    windows, patches = tl.load(layout + 2).to(tl.int32), tl.load(layout + 3).to(tl.int32)
-    channels = tl.multiple_of(tl.load(layout + 4).to(tl.int32), ALIGNMENT)
+    windows, patches, channels = _load_sizes(layout, ALIGNMENT)
     blocks = tl.cdiv(patches, BLOCK_M)
     window, block = tile // blocks, tile % blocks
     if window >= windows:
@@ -173,9 +178,10 @@ def _smooth_kernel(
     cells_ptr += (tl.load(layout + 5) * tl.num_programs(1) + image * slots) * cells
     g = tile * BLOCK_G + tl.arange(0, BLOCK_G)
     centre = 1.0 - tl.load(grid_ptr + g, mask=g < points, other=0.0)  # the grid point as a distance
+    is_point = (g < points) & (tl.abs(centre) < float("inf"))
     band = BAND / inverse_bandwidth
-    lowest = tl.min(tl.where(g < points, centre, float("inf")), axis=0) - band
-    highest = tl.max(tl.where(g < points, centre, float("-inf")), axis=0) + band
+    lowest = tl.min(tl.where(is_point, centre, float("inf")), axis=0) - band
+    highest = tl.max(tl.where(is_point, centre, float("-inf")), axis=0) + band
     begin = (tl.minimum(tl.maximum(lowest * cells_per_unit, 0.0), cells)).to(tl.int32)
     end = (tl.minimum(tl.maximum(highest * cells_per_unit + 1, 0.0), cells)).to(tl.int32)
 
@@ -193,7 +199,7 @@ def _smooth_kernel(
     samples = windows.to(tl.float32) * patches * patches
     density *= 0.3989422804014327 * inverse_bandwidth / samples
     where = layer * all_images + first_image + image
-    density = tl.where(tl.load(finite_ptr + where) != 0, density, float("nan"))
+    density = tl.where((tl.load(finite_ptr + where) != 0) & is_point, density, float("nan"))
     tl.store(density_ptr + where.to(tl.int64) * points + g, density, mask=g < points)
 
 
@@ -265,6 +271,29 @@ def _look_up(table_ptr, u, nodes, nodes_per_unit, mask):
 
 
 @triton.jit
+def _pull(
+    offset_ptr, half_ptr, table_ptr, rows, d, patches, channels, nodes, nodes_per_unit,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """With w_ij = dLoss/dΓ_ij, for a block of patches i: Σ_j w_ij y_j (channels d only), Σ_j w_ij and Σ_j w_ij u_ij."""
+    attraction = tl.zeros((rows.shape[0], d.shape[0]), dtype=tl.float32)
+    total = tl.zeros((rows.shape[0],), dtype=tl.float32)
+    along = tl.zeros((rows.shape[0],), dtype=tl.float32)
+    # One stage: a gather between two products in a pipelined loop crashes Triton 3.5 to 3.8 on sm_90.
+    for start in tl.range(0, patches, BLOCK_N, num_stages=1):
+        columns = start + tl.arange(0, BLOCK_N)
+        u = _distances(offset_ptr, half_ptr, rows, columns, patches, channels, BLOCK_D, PRECISION)
+        mask = (rows < patches)[:, None] & (columns < patches)[None, :]
+        weight = _look_up(table_ptr, u, nodes, nodes_per_unit, mask)
+        total += tl.sum(weight, axis=1)
+        along += tl.sum(weight * u, axis=1)
+        column_mask = (columns < patches)[:, None] & (d < channels)[None, :]
+        other = tl.load(offset_ptr + columns[:, None] * channels + d[None, :], mask=column_mask, other=0.0)
+        attraction = tl.dot(weight, other, attraction, input_precision=PRECISION)
+    return attraction, total, along
+
+
+@triton.jit
 def _gradient_kernel(
     offset_ptr,  # (elements,) float32
     half_ptr,  # (rows,) float32
@@ -291,8 +320,7 @@ def _gradient_kernel(
     """
     tile, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     layout = layout_ptr + layer * LAYOUT_FIELDS
-    windows, patches = tl.load(layout + 2).to(tl.int32), tl.load(layout + 3).to(tl.int32)
-    channels = tl.multiple_of(tl.load(layout + 4).to(tl.int32), ALIGNMENT)
+    windows, patches, channels = _load_sizes(layout, ALIGNMENT)
     blocks, parts = tl.cdiv(patches, BLOCK_M), tl.cdiv(channels, BLOCK_E)
     part, window, block = tile % parts, tile // parts // blocks, tile // parts % blocks
     if window >= windows:
@@ -304,21 +332,9 @@ def _gradient_kernel(
 
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d = part * BLOCK_E + tl.arange(0, BLOCK_E)
-    attraction = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    along = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    # One stage: a gather between two products in a pipelined loop crashes Triton 3.5 to 3.8 on sm_90.
-    for start in tl.range(0, patches, BLOCK_N, num_stages=1):
-        columns = start + tl.arange(0, BLOCK_N)
-        u = _distances(offset_ptr, half_ptr, rows, columns, patches, channels, BLOCK_D, PRECISION)
-        mask = (rows < patches)[:, None] & (columns < patches)[None, :]
-        weight = _look_up(table_ptr, u, nodes, nodes_per_unit, mask)
-        total += tl.sum(weight, axis=1)
-        along += tl.sum(weight * u, axis=1)
-        column_mask = (columns < patches)[:, None] & (d < channels)[None, :]
-        other = tl.load(offset_ptr + columns[:, None] * channels + d[None, :], mask=column_mask, other=0.0)
-        attraction = tl.dot(weight, other, attraction, input_precision=PRECISION)
-
+    attraction, total, along = _pull(
+        offset_ptr, half_ptr, table_ptr, rows, d, patches, channels, nodes, nodes_per_unit, BLOCK_N, BLOCK_D, PRECISION
+    )  # fmt: skip
     row_mask = (rows < patches)[:, None] & (d < channels)[None, :]
     where = rows[:, None] * channels + d[None, :]
     own = tl.load(offset_ptr + where, mask=row_mask, other=0.0)

@@ -218,6 +218,14 @@ def test_what_is_not_finite_spoils_its_image_and_no_other(poison):
     assert highest.isnan()
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_point_that_is_not_finite_has_no_density(poison):
+    features = make_features("random", (1, 1, 9, 8))
+    density = similarity_density(features, torch.tensor([-0.2, poison, 0.3]), 0.05)
+    assert density.isnan().tolist() == [[False, True, False]]
+    torch.testing.assert_close(density[:, ::2], similarity_density(features, torch.tensor([-0.2, 0.3]), 0.05))
+
+
 def test_no_image_gives_no_density():
     features = torch.empty(0, 1, 5, 4, requires_grad=True)
     density = similarity_density([features, features], covering_grid(0.1), 0.1)

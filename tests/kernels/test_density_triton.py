@@ -95,6 +95,17 @@ def test_what_is_not_finite_spoils_its_image_and_no_other(poison):
     assert features.grad[0].isfinite().all()
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("others", [[-0.2, 0.3], []])
+def test_a_point_that_is_not_finite_has_no_density(poison, others):
+    features = make_features("random", (1, 1, 9, 8)).to(DEVICE)
+    clean, grid = (torch.tensor(points, device=DEVICE) for points in ([*others, 0.0], [*others, 0.0, poison]))
+    density = similarity_density(features, grid, 0.05, backend="triton")
+    assert density[0, -1].isnan()
+    assert torch.equal(density[:, :-1], similarity_density(features, clean, 0.05, backend="triton"))
+    assert similarity_density(features, grid[-1:], 0.05, backend="triton").isnan().all()
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e37])
 def test_extreme_magnitudes_neither_overflow_nor_vanish(scale):
     features = make_features("random", (1, 1, 9, 8)).to(DEVICE) * scale / 10
