@@ -135,6 +135,11 @@ def from_first(make: Callable[[], Tensor]) -> Tensor:
     return broadcast(made)
 
 
+def first_says(question: Callable[[], bool]) -> bool:
+    """The first rank's answer, on every rank: so that all do the same, whatever each would see on disk."""
+    return bool(from_first(lambda: torch.tensor(int(question()))))
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Wait for every rank at the end of the block; a PsaqError of one is raised on all.
@@ -191,15 +196,17 @@ def _broadcast_in_place(tensor: Tensor, source: int) -> None:
     try:
         dist.broadcast(tensor, source)
     except RuntimeError as error:  # gloo's and NCCL's word for a closed connection
-        raise LostRankError(f"{_whoami()}: another process of the launch was lost ({_first_line(error)})") from error
+        raise _lost(f"another process of the launch was lost ({_first_line(error)})") from error
 
 
 def _stop(*_: Any) -> None:
-    raise LostRankError(f"{_whoami()}: told to stop, as a launcher does when another of its processes was lost")
+    raise _lost("told to stop, as a launcher does when another of its processes was lost")
 
 
-def _whoami() -> str:
-    return f"rank {rank()} of {world_size()}"
+def _lost(what: str) -> LostRankError:
+    return LostRankError(
+        f"rank {rank()} of {world_size()}: {what}; what was finished is kept, and the same command goes on from there"
+    )
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -5,16 +5,16 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from torch import nn
 
 from psaq.commands.options import Device, choose_device
 from psaq.commands.synthesize import Preset
-from psaq.distributed import LostRankError, from_first, is_first, local_size, say, together
+from psaq.distributed import LostRankError, first_says, is_first, local_size, say, together
 from psaq.errors import PsaqError
 from psaq.experiments.cells import Cell, CellStore, Result
 from psaq.experiments.comparison import PSAQ, STANDARD
@@ -37,8 +37,8 @@ _MOST_WORKERS = 8
 class Table1:
     """Repeat Table 1: every model quantised on real images, on noise and on synthesised images, and evaluated.
 
-    Killed anywhere and started again, it goes on with the cells that are missing; started with more models, recipes,
-    bits, methods or seeds, it adds theirs. Under torchrun the work is shared by all processes.
+    Killed anywhere and started again, it goes on with the cells that are missing; asked for other models, recipes,
+    bits, methods or seeds, it measures what is new and keeps the rest. Under torchrun all processes share the work.
     """
 
     imagenet: Path | None = None
@@ -100,9 +100,10 @@ class Table1:
 
     def _measure(self, name: str, store: CellStore) -> str | None:
         """Measure a model's missing cells. Returns why it could not be had, where it could not."""
-        cells = list(self._cells(name))
-        missing = _missing(store, cells)
-        if not missing:
+        cells, setup = list(self._cells(name)), self._setup()
+        missing = [cell for cell in cells if not first_says(partial(store.has, cell))]
+        to_draw = PSAQ in self.methods and not setup.drawn(name)
+        if not missing and not to_draw:
             return None
         try:
             with together():
@@ -112,13 +113,13 @@ class Table1:
         except PsaqError as error:
             say(f"{name}: skipped: {error}")
             return str(error)
-        bench = Bench(name, model, self._setup())
+        bench = Bench(name, model, setup)
         with together():
             store.check_weights((cell for cell in cells if cell not in missing), bench.weights)
         for cell in missing:
             _keep(store, bench.measure(cell))
-        if PSAQ in self.methods:
-            bench.draw()
+        if to_draw:
+            bench.draw(with_real=STANDARD in self.methods)
         return None
 
     def _cells(self, name: str) -> Iterator[Cell]:
@@ -129,7 +130,13 @@ class Table1:
                     yield from (Cell(name, recipe, bits.upper(), method, seed) for seed in seeds)
 
     def _load(self, name: str) -> nn.Module:
-        return load_model(name, weights_file(self.weights_dir, name)).to(choose_device(self.device))
+        file = weights_file(self.weights_dir, name)
+        try:
+            return load_model(name, file).to(choose_device(self.device))
+        except PsaqError as error:
+            if file is not None:
+                raise
+            raise PsaqError(f"{error} (here: {name}.safetensors in the folder of --weights-dir)") from error
 
     def _setup(self) -> Setup:
         return Setup(
@@ -199,12 +206,6 @@ class Table1:
             {"table": rows, "command line": _command_line(), **{f"skipped {name}": skipped[name] for name in skipped}}
         )
         print(f"\n{text}\n\nIn {self.out}: table.md, table.csv (every cell), run.json, {write_report(self.out)}")
-
-
-def _missing(store: CellStore, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells still to be measured: the first rank's word, so that all ranks do the same."""
-    done = from_first(lambda: torch.tensor([int(store.has(cell)) for cell in cells]))
-    return [cell for cell, finished in zip(cells, done.tolist(), strict=True) if not finished]
 
 
 def _keep(store: CellStore, result: Result) -> None:

@@ -8,6 +8,8 @@ from torch import nn
 from psaq.density import patch_similarity_density
 from psaq.images.batches import CalibrationImages
 
+DENSITY = "density.json"
+
 
 def draw_densities(sources: Mapping[str, CalibrationImages], model: nn.Module, folder: Path) -> None:
     """Write ``density.png`` and ``density.json``: the patch-similarity density of each source in every layer.
@@ -17,4 +19,4 @@ def draw_densities(sources: Mapping[str, CalibrationImages], model: nn.Module, f
     """
     curves = patch_similarity_density(model, sources)
     curves.plot(folder / "density.png")
-    curves.write_json(folder / "density.json")
+    curves.write_json(folder / DENSITY)

@@ -8,14 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from psaq.distributed import broadcast_module, from_first, is_first, together
+from psaq.distributed import broadcast_module, first_says, from_first, is_first, together
 from psaq.errors import PsaqError
 from psaq.evaluation import collect_logits, compare
 from psaq.experiments.cells import Cell, Result
 from psaq.experiments.comparison import GAUSSIAN, STANDARD
 from psaq.experiments.fig2 import draw_run
-from psaq.experiments.fig3 import draw_densities
+from psaq.experiments.fig3 import DENSITY, draw_densities
 from psaq.experiments.labelled import ImageSource
+from psaq.files import make_folder
 from psaq.images.batches import gaussian_images
 from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
@@ -44,6 +45,14 @@ class Setup:
     workers: int
     folder: Path
     """The run's."""
+
+    def images_folder(self, name: str, seed: int) -> Path:
+        """Where a model's synthesised images of a seed, and the figures of them, go."""
+        return self.folder / f"{name}-seed{seed}"
+
+    def drawn(self, name: str) -> bool:
+        """Whether a model's figures are there."""
+        return first_says((self.images_folder(name, self.seeds[0]) / DENSITY).exists)
 
 
 class Bench:
@@ -111,21 +120,21 @@ class Bench:
             raise PsaqError(f"{folder}: its images were synthesised from {made_for}, not from {self.name}")
         return images
 
-    def draw(self) -> None:
-        """Fig. 2 and Fig. 3 of the first seed's images, where they are not drawn yet."""
-        folder = self._folder(self.setup.seeds[0])
-        images = self._synthesised[self.setup.seeds[0]]
-        real = self._real
+    def draw(self, with_real: bool) -> None:
+        """Fig. 2 and Fig. 3 of the first seed's images, into their folder."""
+        seed = self.setup.seeds[0]
+        images = self._synthesised[seed]
+        sources = {"noise": gaussian_images(self.model, _DRAWN), "generated": images.images[:_DRAWN]}
+        if with_real:
+            sources["real"] = self._real[:_DRAWN]
         with together():
-            if is_first() and not (folder / "density.json").exists():
-                folder.mkdir(parents=True, exist_ok=True)
+            if is_first():
+                folder = make_folder(self._folder(seed))
                 draw_run(images, self.model, folder)
-                noise = gaussian_images(self.model, _DRAWN)
-                sources = {"noise": noise, "real": real[:_DRAWN], "generated": images.images[:_DRAWN]}
                 draw_densities(sources, self.model, folder)
 
     def _folder(self, seed: int) -> Path:
-        return self.setup.folder / f"{self.name}-seed{seed}"
+        return self.setup.images_folder(self.name, seed)
 
     def _logits(
         self, model: nn.Module, description: str

@@ -21,12 +21,17 @@ HISTORY = "history.csv"
 DENSITY = "density.json"
 SOURCES = {"Standard": "real", "Gaussian": "noise", "PSAQ": "generated"}
 """Table 1's words for where calibration images come from, and the colours' names for them."""
+WORDS = ("model", "recipe", "precision", "method")
+"""The columns that are no numbers."""
 COLUMNS = {
     "model": "model",
+    "recipe": "recipe",
     "precision": "precision",
     "method": "calibrated on",
     "fp_top1": "FP top-1",
     "top1": "top-1",
+    "top1_std": "± over seeds",
+    "seeds": "seeds",
     "top5": "top-5",
     "agreement": "agreement",
     "logit_sqnr": "logit SQNR",
@@ -72,26 +77,26 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         headings=[COLUMNS[name] for name in names],
         rows=[[_cell(name, row.get(name)) for name in names] for row in rows],
-        numeric=[name not in ("model", "precision", "method") for name in names],
+        numeric=[name not in WORDS for name in names],
     )
 
 
 def accuracy_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
     """The same table as dots."""
-    places = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
-    cells = {(row["model"], row["precision"], _source(row)): row for row in rows}
+    places = list(dict.fromkeys(_place(row) for row in rows))
+    cells = {(_place(row), _source(row)): row for row in rows}
     sources = list(dict.fromkeys(_source(row) for row in rows))
 
     def column(source: str, name: str) -> list[float]:
-        return [_number(cells.get((*place, source), {}).get(name)) for place in places]
+        return [_number(cells.get((place, source), {}).get(name)) for place in places]
 
-    full_precision = [next(_number(cells[key].get("fp_top1")) for key in cells if key[:2] == place) for place in places]
+    full_precision = [next(_number(cells[key].get("fp_top1")) for key in cells if key[0] == place) for place in places]
     published = {source: column(source, "paper_top1") for source in sources}
 
     def draw(style: str) -> Figure:
         return accuracy_figure(
             {source: column(source, "top1") for source in sources},
-            [f"{model} {precision}" for model, precision in places],
+            places,
             full_precision,
             {source: values for source, values in published.items() if np.isfinite(values).any()},
             style,
@@ -207,6 +212,11 @@ def _order(file: Path) -> tuple[int, str]:
     return (known.index(file.stem) if file.stem in known else len(known), file.stem)
 
 
+def _place(row: Mapping[str, Any]) -> str:
+    """What a row's figures are of, whatever the calibration."""
+    return " ".join(str(row[name]) for name in ("model", "precision", "recipe") if name in row)
+
+
 def _source(row: Mapping[str, Any]) -> str:
     return SOURCES.get(row["method"], row["method"])
 
@@ -214,7 +224,7 @@ def _source(row: Mapping[str, Any]) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
-    units = {"logit_sqnr": " dB", "n": "", "model": "", "precision": "", "method": ""}
+    units = {"logit_sqnr": " dB", "n": "", "seeds": "", **dict.fromkeys(WORDS, "")}
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{text}{units.get(name, '%')}"
 

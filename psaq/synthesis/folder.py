@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from psaq.distributed import from_first, is_first, together
+from psaq.distributed import first_says, is_first, together
 from psaq.errors import PsaqError
 from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
@@ -39,7 +38,7 @@ def synthesize_all_into(
     configs: Mapping[Path, SynthesisConfig], model: nn.Module, *, progress: bool = True
 ) -> list[SyntheticImages]:
     """Several syntheses, each into its folder as `synthesize_into` does it. Under torchrun every rank must see them."""
-    missing = [folder for folder, there in zip(configs, _finished(list(configs)), strict=True) if not there]
+    missing = [folder for folder in configs if not first_says((folder / FILE_NAME).exists)]
     made = synthesize_all(
         model,
         [configs[folder] for folder in missing],
@@ -69,12 +68,6 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
             f"{folder}: holds images of another configuration (another {', '.join(differing[:3])}); name another folder"
         )
     return images
-
-
-def _finished(folders: list[Path]) -> list[bool]:
-    """Which folders hold their images: the first rank's word, so that all ranks do the same."""
-    there = from_first(lambda: torch.tensor([int((folder / FILE_NAME).exists()) for folder in folders]))
-    return [bool(found) for found in there.tolist()]
 
 
 def _save(images: SyntheticImages, folder: Path) -> None:
