@@ -26,90 +26,76 @@ def _similarities(unit_ptr, rows, columns, patches, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _direct_kernel(
-    unit_ptr,
-    out_ptr,
-    patches,
-    step,
-    scale,
-    POINTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
+def _add_direct(out_ptr, similarity, mask, step, scale, POINTS: tl.constexpr):
     """Every similarity at every grid point."""
-    image = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for start in range(0, patches, BLOCK):
-        similarity, mask = _similarities(unit_ptr + image * patches * D, rows, start + tl.arange(0, BLOCK), patches, D)
-        for point in range(0, POINTS):
-            z = (similarity - (point * step - 1.0)) * scale
-            total = tl.sum(tl.sum(tl.where(mask, tl.exp(-0.5 * z * z), 0.0), axis=1), axis=0)
-            tl.atomic_add(out_ptr + image * POINTS + point, total)
+    for point in range(0, POINTS):
+        z = (similarity - (point * step - 1.0)) * scale
+        total = tl.sum(tl.sum(tl.where(mask, tl.exp(-0.5 * z * z), 0.0), axis=1), axis=0)
+        tl.atomic_add(out_ptr + point, total)
 
 
 @triton.jit
-def _nearest_kernel(
-    unit_ptr,
-    out_ptr,
-    patches,
-    step,
-    scale,
-    POINTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Counts per nearest bin, by tl.histogram."""
-    image = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    counts = tl.zeros((POINTS,), dtype=tl.int32)
-    for start in range(0, patches, BLOCK):
-        similarity, mask = _similarities(unit_ptr + image * patches * D, rows, start + tl.arange(0, BLOCK), patches, D)
-        index = tl.where(mask, ((similarity + 1.0) * (0.5 * (POINTS - 2)) + 0.5).to(tl.int32), POINTS - 1)
-        counts += tl.histogram(tl.reshape(index, (BLOCK * BLOCK,)), POINTS)
-    tl.atomic_add(out_ptr + image * POINTS + tl.arange(0, POINTS), counts.to(tl.float32))
+def _nearest_counts(similarity, mask, POINTS: tl.constexpr):
+    """Counts per nearest bin, by tl.histogram; the last bin takes what is masked."""
+    index = tl.where(mask, ((similarity + 1.0) * (0.5 * (POINTS - 2)) + 0.5).to(tl.int32), POINTS - 1)
+    return tl.histogram(tl.reshape(index, (similarity.shape[0] * similarity.shape[1],)), POINTS)
 
 
 @triton.jit
-def _chebyshev_kernel(
-    unit_ptr,
-    out_ptr,
-    patches,
-    step,
-    scale,
-    POINTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
+def _add_chebyshev(out_ptr, similarity, mask, POINTS: tl.constexpr):
     """The sum of every Chebyshev polynomial of the similarities."""
+    before, now = tl.where(mask, 1.0, 0.0), tl.where(mask, similarity, 0.0)
+    for term in range(0, POINTS):
+        tl.atomic_add(out_ptr + term, tl.sum(tl.sum(before, axis=1), axis=0))
+        before, now = now, 2.0 * similarity * now - before
+
+
+@triton.jit
+def _formulation_kernel(
+    unit_ptr,  # (images, patches, D) float32
+    out_ptr,  # (images, POINTS) float32, in and out
+    patches,
+    step,  # between grid points
+    scale,  # 1/bandwidth
+    FORMULATION: tl.constexpr,
+    POINTS: tl.constexpr,  # of the grid, or bins, or terms
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+):
     image = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    out_ptr += image * POINTS
+    if FORMULATION == "nearest":
+        counts = tl.zeros((POINTS,), dtype=tl.int32)
     for start in range(0, patches, BLOCK):
         similarity, mask = _similarities(unit_ptr + image * patches * D, rows, start + tl.arange(0, BLOCK), patches, D)
-        before, now = tl.where(mask, 1.0, 0.0), tl.where(mask, similarity, 0.0)
-        for term in range(0, POINTS):
-            tl.atomic_add(out_ptr + image * POINTS + term, tl.sum(tl.sum(before, axis=1), axis=0))
-            before, now = now, 2.0 * similarity * now - before
+        if FORMULATION == "direct":
+            _add_direct(out_ptr, similarity, mask, step, scale, POINTS)
+        elif FORMULATION == "nearest":
+            counts += _nearest_counts(similarity, mask, POINTS)
+        else:
+            _add_chebyshev(out_ptr, similarity, mask, POINTS)
+    if FORMULATION == "nearest":
+        tl.atomic_add(out_ptr + tl.arange(0, POINTS), counts.to(tl.float32))
 
 
-KERNELS = {
-    "direct": (_direct_kernel, POINTS),
-    "nearest": (_nearest_kernel, BINS),
-    "chebyshev": (_chebyshev_kernel, TERMS),
-}
+KERNELS = {"direct": POINTS, "nearest": BINS, "chebyshev": TERMS}
+"""Formulation → how many sums it keeps."""
 
 
 def compile_request(name: str) -> CompileRequest:
-    kernel, points = KERNELS[name]
     pointers, numbers = ("unit_ptr", "out_ptr"), {"patches": "i32", "step": "fp32", "scale": "fp32"}
-    constants = {"POINTS": points, "BLOCK": BLOCK, "D": CHANNELS}
-    return CompileRequest(kernel, dict.fromkeys(pointers, "*fp32") | numbers, constants, WARPS, 1, pointers)
+    signature = dict.fromkeys(pointers, "*fp32") | numbers
+    return CompileRequest(_formulation_kernel, signature, _constants(name), WARPS, 1, pointers)
 
 
 def launcher(name: str, unit: Tensor) -> Callable[[], None]:
     """Runs the kernel on unit vectors (images, patches, CHANNELS)."""
-    kernel, points = KERNELS[name]
     images, patches, _ = unit.shape
-    out = torch.zeros(images, points, device=unit.device)
-    grid = (triton.cdiv(patches, BLOCK), images)
-    constants = {"POINTS": points, "BLOCK": BLOCK, "D": CHANNELS}
-    return lambda: kernel[grid](unit, out, patches, 2 / (points - 1), 100.0, num_warps=WARPS, **constants)
+    out = torch.zeros(images, KERNELS[name], device=unit.device)
+    step, grid = 2 / (KERNELS[name] - 1), (triton.cdiv(patches, BLOCK), images)
+    return lambda: _formulation_kernel[grid](unit, out, patches, step, 100.0, num_warps=WARPS, **_constants(name))
+
+
+def _constants(name: str) -> dict[str, int | str | float | bool | None]:
+    return {"FORMULATION": name, "POINTS": KERNELS[name], "BLOCK": BLOCK, "D": CHANNELS}

@@ -41,6 +41,7 @@ from psaq_kernels.eager import eager_similarity_density
 
 BANDWIDTH = 0.01
 PEER_POINTS = 10  # the grid of the authors' code, between the least and the greatest similarity
+KEPT_PER_CHANNEL, KEPT_PER_POINT = 2, 3  # floats that the eager formulation keeps of a similarity for its backward
 
 # windows, patches, channels of each block, heads averaged; and of a DeiT-B whose heads are not
 MODELS: Mapping[str, tuple[tuple[int, int, int], ...]] = {
@@ -232,17 +233,30 @@ class Bound:
         return 1e3 * max(moved / self.bytes_per_second, flops / self.flops_per_second)
 
 
+def eager_gigabytes(contender: str, model: str, images: int) -> float:
+    """What a contender keeps of all layers for its backward; nothing for one that forms no tensor of the kind."""
+    points = {"eager, 10 points": PEER_POINTS, "eager, full grid": len(full_grid(torch.device("cpu")))}.get(contender)
+    if points is None:
+        return 0
+    kept = (w * n * n * (KEPT_PER_CHANNEL * d + KEPT_PER_POINT * points) for w, n, d in MODELS[model])
+    return 4e-9 * images * sum(kept)
+
+
 def shapes(options: Any, device: torch.device) -> Iterator[dict[str, object]]:
     """The operation and its peers on all blocks of a model."""
     bound = Bound.measured(device, options.repeats)
     losses = dict(CONTENDERS)
     if device.type == "cuda" or options.compiled:
         losses["compiled product, full grid"] = torch.compile(product)
-    cases = [(model, count, name) for model in options.models for count in options.images for name in losses]
+    cases = [
+        (model, count, name)
+        for model in options.models
+        for count in options.images
+        for name in losses
+        if eager_gigabytes(name, model, count) <= options.most_gigabytes
+    ]
     for model, count, name in tqdm(cases, desc="shapes"):
         layers = make_layers(model, count, device)
-        if name != "this operation" and count > options.most_peer_images:
-            continue
         for backward in (False, True):
             run = (with_backward if backward else forward_only)(losses[name], layers)
             median, p20, p80 = milliseconds(run, device, options.repeats if name == "this operation" else 1)
@@ -274,6 +288,9 @@ def plot_shapes(path: Path, rows: Sequence[Mapping[str, Any]], device: str) -> N
         for contender in dict.fromkeys(row["contender"] for row in chosen):
             points = [(row["images"], row["median_ms"]) for row in chosen if row["contender"] == contender]
             axis.loglog(*zip(*points, strict=True), "o-", label=contender)
+        counts = sorted({row["images"] for row in chosen})
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.set_xticks([], minor=True)
         axis.set(title=model, xlabel="images", ylabel="forward + backward / ms")
     axes[0][0].legend(fontsize=7)
     figure.suptitle(device)
@@ -355,7 +372,7 @@ def parse() -> Any:
     parser.add_argument("--only", nargs="+", choices=tables, default=tables)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[: 3 if has_gpu else 2])
     parser.add_argument("--images", nargs="+", type=int, default=[8, 32, 128] if has_gpu else [8])
-    parser.add_argument("--most-peer-images", type=int, default=32 if has_gpu else 8, help="peers take gigabytes")
+    parser.add_argument("--most-gigabytes", type=float, default=60 if has_gpu else 4, help="leave greedier peers out")
     parser.add_argument("--beside-images", type=int, default=32 if has_gpu else 8)
     parser.add_argument("--timm-model", help="for beside_model; default DeiT-B on a GPU, DeiT-T on a CPU")
     parser.add_argument("--weights", type=Path, help="its weights, a safetensors file; random without")
