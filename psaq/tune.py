@@ -63,10 +63,9 @@ class Tune:
         return chosen
 
     def _tune(self, kernels: list[Tunable], workloads: list[Workload]) -> None:
-        if not torch.cuda.is_available():
-            raise PsaqError("there is no GPU here to tune on; --target compiles for one that is elsewhere")
-        device = torch.device("cuda", torch.cuda.current_device())
+        device = _gpu()
         path = tuning.table_path(tuning.SHIPPED if self.export else tuning.cache_folder(), device_limits(device).name)
+        _check_writable(path)
         rates = tuner.measure_rates(device, tuner.gpu_clock)
         problems = distinct_problems(kernels, workloads)
         rows = [tune_problem(kernel, problem, device, rates, path) for kernel, problem in problems]
@@ -100,6 +99,22 @@ def _linear_shape(layer: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int
 # On the GPU at hand ---------------------------------------------------------------------------------------------------
 
 
+def _gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise PsaqError("there is no GPU here to tune on; --target compiles for one that is elsewhere")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the work and not after it."""
+    try:
+        tuning.merge_into_table(path, [])
+    except OSError as error:
+        raise PsaqError(
+            f"{path}: the table cannot be written ({error}); set $PSAQ_CACHE_DIR to a folder of yours"
+        ) from error
+
+
 def distinct_problems(kernels: list[Tunable], workloads: list[Workload]) -> list[tuple[Tunable, Problem]]:
     """One problem for each kernel and bucket: the first that falls into it."""
     found: dict[tuple[str, str], tuple[Tunable, Problem]] = {}
@@ -113,15 +128,18 @@ def distinct_problems(kernels: list[Tunable], workloads: list[Workload]) -> list
 def tune_problem(
     kernel: Tunable, problem: Problem, device: torch.device, rates: MachineRates, path: Path
 ) -> tuple[str, ...]:
-    """Time a kernel's configurations on one problem, write the best into the table, and return its row to print."""
+    """Time a kernel's configurations on one problem, write the best into the table, and return its row to print.
+
+    Raises:
+        PsaqError: the kernel does not run here at all.
+    """
     limits, bucket = device_limits(device), kernel.bucket(problem)
-    timings = list(
-        progress_bar(
-            tuner.time_candidates(kernel, problem, device, tuner.gpu_clock),
-            description=f"{kernel.name} {bucket}",
-            total=len(kernel.candidates(problem, limits)),
-        )
-    )
+    candidates = tuner.time_candidates(kernel, problem, device, tuner.gpu_clock)
+    total = len(kernel.candidates(problem, limits))
+    try:
+        timings = list(progress_bar(candidates, description=f"{kernel.name} {bucket}", total=total))
+    except tuner.TuningError as error:
+        raise PsaqError(str(error)) from error
     entry = tuner.best_entry(kernel, problem, timings, limits)
     tuning.merge_into_table(path, [entry])
     gain, of_bound = entry.default_us / entry.best_us, 1e6 * kernel.bound(problem, rates) / entry.best_us

@@ -75,6 +75,47 @@ def test_a_tuned_problem_is_written_and_reported(tmp_path, monkeypatch):
     assert row[2:5] == ("8.0", "2.0", "4.00×")
 
 
+@pytest.fixture
+def interpreted(tmp_path, monkeypatch):
+    """Triton's interpreter in the place of a GPU, timed by a clock that only launches; tables go into ``tmp_path``."""
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is off where there is a GPU")
+    monkeypatch.setenv("PSAQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("psaq.tune._gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr(tuner, "gpu_clock", lambda launch: launch() or 3.0)
+    monkeypatch.setattr(tuner, "measure_rates", lambda *_: MachineRates(1e12, {"float32": 1e13, "int8": 1e14}))
+    for number in ("EXAMPLE_BANDWIDTH", "EXAMPLE_POINTS"):
+        monkeypatch.setattr(f"psaq_kernels.density_tunables.{number}", 16)
+    yield tmp_path
+    tuning.forget_tables()
+
+
+@pytest.mark.parametrize(("export", "folder"), [(False, "tuned"), (True, "shipped")])
+def test_the_whole_command(interpreted, capsys, export, folder):
+    Tune(model=("micro_vit",), batch=1, kernel=("similarity_density.smooth",), export=export).run()
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == ["kernel", "similarity_density.smooth", "written"]
+    (entry,) = tuning.read_table(interpreted / folder / "interpreter.json")
+    assert (entry.operation, entry.best_us) == ("similarity_density.smooth", 3.0)
+
+
+def test_a_table_that_cannot_be_written_is_said_before_the_work(interpreted, monkeypatch):
+    (interpreted / "tuned").write_text("a file where the folder should be")
+    monkeypatch.setattr(tuner, "measure_rates", lambda *_: pytest.fail("worked first"))
+    with pytest.raises(PsaqError, match="PSAQ_CACHE_DIR"):
+        Tune(model=("micro_vit",), batch=1, kernel=("similarity_density.smooth",)).run()
+
+
+def test_a_kernel_that_does_not_run_here_is_an_error_with_its_name(interpreted, monkeypatch):
+    def refuse(launch):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(tuner, "gpu_clock", refuse)
+    with pytest.raises(PsaqError, match=r"similarity_density\.smooth.*no kernel image"):
+        Tune(model=("micro_vit",), batch=1, kernel=("similarity_density.smooth",)).run()
+
+
 def test_columns_line_up():
     assert table(("a", "b"), [("long", "1"), ("x", "2")]) == "a     b\nlong  1\nx     2"
 
