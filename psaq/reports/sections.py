@@ -30,8 +30,6 @@ COLUMNS = {
     "method": "calibrated on",
     "fp_top1": "FP top-1",
     "top1": "top-1",
-    "top1_std": "± over seeds",
-    "seeds": "seeds",
     "top5": "top-5",
     "agreement": "agreement",
     "logit_sqnr": "logit SQNR",
@@ -72,11 +70,11 @@ def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The run's accuracies, with the published ones where they are known."""
+    """The run's accuracies, with their deviation over seeds and the published ones where they are known."""
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     return Table(
         headings=[COLUMNS[name] for name in names],
-        rows=[[_cell(name, row.get(name)) for name in names] for row in rows],
+        rows=[[_cell(name, row) for name in names] for row in rows],
         numeric=[name not in WORDS for name in names],
     )
 
@@ -221,12 +219,14 @@ def _source(row: Mapping[str, Any]) -> str:
     return SOURCES.get(row["method"], row["method"])
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, row: Mapping[str, Any]) -> str:
+    value = row.get(name)
     if value is None:
         return "–"
-    units = {"logit_sqnr": " dB", "n": "", "seeds": "", **dict.fromkeys(WORDS, "")}
+    units = {"logit_sqnr": " dB", "n": "", **dict.fromkeys(WORDS, "")}
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return f"{text}{units.get(name, '%')}"
+    deviation = row.get(f"{name}_std")
+    return f"{text}{'' if deviation is None else f' ± {deviation:.2f}'}{units.get(name, '%')}"
 
 
 def _number(value: Any) -> float:

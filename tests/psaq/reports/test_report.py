@@ -122,6 +122,15 @@ def test_rows_without_published_numbers_have_no_such_column(run):
     assert "PSAQ 81.50% 82.00%" in text
 
 
+def test_means_over_seeds_show_their_deviation_and_recipes_stay_apart(run):
+    row = {**ROW, "method": "PSAQ", "top1": 82.0}
+    rows = [{**row, "recipe": "paper", "top1_std": 0.25}, {**row, "recipe": "accurate", "top1_std": None}]
+    write_record(run, {**RECORD, "results": {"table": rows}})
+    text = text_of(write_report(run))
+    assert "deit_tiny paper W8A8 PSAQ 81.50% 82.00 ± 0.25% 94.00%" in text
+    assert "deit_tiny accurate W8A8 PSAQ 81.50% 82.00% 94.00%" in text
+
+
 def test_same_run_same_page(run):
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first

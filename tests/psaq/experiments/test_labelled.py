@@ -1,0 +1,63 @@
+"""Where a table's images come from."""
+
+import pytest
+import torch
+from PIL import Image
+
+from psaq.errors import PsaqError
+from psaq.experiments.labelled import ImageSource, spread
+from psaq.images.imagenet import imagenet
+from psaq.images.pictures import load_pictures
+from psaq.models.zoo import load_model
+
+
+@pytest.fixture
+def root(tmp_path):
+    for part, count in (("val", 4), ("train", 2)):
+        for index in range(10):
+            folder = tmp_path / part / f"class{index}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.effect_noise((40, 40), 20 + 10 * index + number).convert("RGB").save(folder / f"{number}.png")
+    return tmp_path
+
+
+def source(root=None, images=50_000, calibration=None):
+    return ImageSource(root, images, 0.9, calibration, 0.8)
+
+
+def test_a_folder_with_val_and_train_serves_both(root, vit):
+    whole = imagenet(root / "val", vit, 0.9)
+    dataset = source(root).evaluation("any", vit)
+    assert len(dataset) == 40
+    assert torch.equal(dataset[17][0], whole[17][0])
+    assert torch.equal(source(root).real("any", vit, 5), load_pictures(root / "train", vit, 5, 0.8))
+
+
+def test_fewer_images_are_spread_over_all_classes(root, vit):
+    dataset = source(root / "val", images=10).evaluation("any", vit)
+    assert [dataset[index][1] for index in range(10)] == list(range(10))
+    assert spread(7, 3) == [0, 2, 4]
+
+
+def test_real_images_may_lie_anywhere(root, vit):
+    real = source(root / "val", calibration=root / "train" / "class3").real("any", vit, 2)
+    assert torch.equal(real, load_pictures(root / "train" / "class3", vit, 2, 0.8))
+
+
+def test_bundled_models_have_scenes_of_their_own():
+    model = load_model("micro_vit")
+    assert len(source(images=30).evaluation("micro_vit", model)) == 30
+    assert len(source().evaluation("micro_vit", model)) == 1000
+    assert source().real("micro_vit", model, 3).shape == (3, 3, 64, 64)
+
+
+def test_what_is_missing_is_named(root, vit):
+    with pytest.raises(PsaqError, match="--imagenet DIR"):
+        source().check("deit_tiny")
+    with pytest.raises(PsaqError, match="nowhere: there is no such folder"):
+        source(root / "nowhere").evaluation("deit_tiny", vit)
+    with pytest.raises(PsaqError, match="--calibration DIR"):
+        source(root / "val").real("deit_tiny", vit, 2)
+    with pytest.raises(PsaqError, match="21 pictures: 20 were found"):
+        source(root).real("deit_tiny", vit, 21)
