@@ -89,12 +89,13 @@ def compile_request(name: str) -> CompileRequest:
     return CompileRequest(_formulation_kernel, signature, _constants(name), WARPS, 1, pointers)
 
 
-def launcher(name: str, unit: Tensor) -> Callable[[], None]:
-    """Runs the kernel on unit vectors (images, patches, CHANNELS)."""
+def launcher(name: str, unit: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """What runs the kernel on unit vectors (images, patches, CHANNELS), and the sums to which it adds."""
     images, patches, _ = unit.shape
     out = torch.zeros(images, KERNELS[name], device=unit.device)
     step, grid = 2 / (KERNELS[name] - 1), (triton.cdiv(patches, BLOCK), images)
-    return lambda: _formulation_kernel[grid](unit, out, patches, step, 100.0, num_warps=WARPS, **_constants(name))
+    constants = _constants(name)
+    return lambda: _formulation_kernel[grid](unit, out, patches, step, 100.0, num_warps=WARPS, **constants), out
 
 
 def _constants(name: str) -> dict[str, int | str | float | bool | None]:

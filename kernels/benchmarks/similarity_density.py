@@ -199,7 +199,7 @@ def resources(device: torch.device) -> Iterator[dict[str, object]]:
     runs = {}
     if device.type == "cuda":
         unit = F.normalize(torch.randn(32, 196, 64, device=device), dim=-1)
-        runs = {name: launcher(name, unit) for name in KERNELS}
+        runs = {name: launcher(name, unit)[0] for name in KERNELS}
         for kernel in TUNABLES:
             launch = kernel.prepare(problem, device)
             runs[f"cells: {kernel.name}"] = lambda launch=launch, config=default[kernel]: launch(config)

@@ -71,6 +71,8 @@ class BenchmarkInference:
     """Time torch.compile's versions, too; by default on a GPU only."""
     repeats: int = 10
     """Timed rounds; every round times each variant once, and medians are reported."""
+    random_weights: bool = False
+    """Leave the weights as they are initialised: no time depends on them, and nothing is downloaded."""
     out: Path | None = None
     """Also write configuration and results into this run folder."""
 
@@ -80,7 +82,7 @@ class BenchmarkInference:
 
     @torch.no_grad()
     def run(self) -> None:
-        model = self.model.load()
+        model = self.model.build() if self.random_weights else self.model.load()
         device = next(model.parameters()).device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         variants = self._variants(model, dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from psaq.errors import PsaqError
-from psaq.models.zoo import load_model
+from psaq.models.zoo import build_model, load_model, named_source
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -32,6 +32,15 @@ class ModelOptions:
         """The model on its device. Raises PsaqError as `load_model` does."""
         model = load_model(self.model, self.weights, **self._architecture())
         return model.to(choose_device(self.device))
+
+    def build(self) -> nn.Module:
+        """The model on its device with random weights, for inference. Nothing is downloaded.
+
+        Raises:
+            PsaqError: the model is unknown, or the device is not there.
+        """
+        model = build_model(named_source(self.model, self._architecture()))
+        return model.eval().requires_grad_(False).to(choose_device(self.device))
 
     def _architecture(self) -> dict[str, Any]:
         options = {"num_classes": self.num_classes, "img_size": self.image_size}

@@ -51,6 +51,11 @@ def test_the_tables_say_where_and_what(results: dict[str, Any]) -> None:
     assert results["said"].count("blocks.*.attn.qkv") == 2
 
 
+def test_random_weights_need_no_download(capsys: Any) -> None:
+    BenchmarkInference(ModelOptions("deit_tiny", image_size=32), images=(1,), repeats=1, random_weights=True).run()
+    assert "blocks.*.mlp.fc1 + gelu" in capsys.readouterr().out
+
+
 def test_medians_leave_the_warm_up_out() -> None:
     calls: list[str] = []
     seconds = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "test")
