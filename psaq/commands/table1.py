@@ -30,7 +30,7 @@ from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 
 Method = Literal["Standard", "Gaussian", "PSAQ"]
-_MOST_WORKERS = 8
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Table1:
     batch_size: int = 50
     """Images per batch of the evaluation."""
     workers: int | None = None
-    """Processes that read images beside each computing one; by default none on a CPU, up to 8 beside a GPU."""
+    """Processes that read images beside each computing one; by default none on a CPU, up to 16 beside a GPU."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     out: Path = Path("runs/table1")
@@ -164,7 +164,8 @@ class Table1:
 
     def _settings(self) -> dict[str, object]:
         """What the figures depend on: a folder holds cells of one such configuration."""
-        return {**vars(self._source()), "synthesis": replace(self._synthesis(), seed=0), "batch_size": self.batch_size}
+        source = {name: _absolute(value) for name, value in vars(self._source()).items()}
+        return {**source, "synthesis": replace(self._synthesis(), seed=0), "batch_size": self.batch_size}
 
     def _check(self) -> None:
         """Raise PsaqError for whatever can be seen to be wrong before the work."""
@@ -206,6 +207,10 @@ class Table1:
             {"table": rows, "command line": _command_line(), **{f"skipped {name}": skipped[name] for name in skipped}}
         )
         print(f"\n{text}\n\nIn {self.out}: table.md, table.csv (every cell), run.json, {write_report(self.out)}")
+
+
+def _absolute(value: object) -> object:
+    return value.resolve() if isinstance(value, Path) else value
 
 
 def _keep(store: CellStore, result: Result) -> None:

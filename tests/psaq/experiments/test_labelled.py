@@ -1,5 +1,7 @@
 """Where a table's images come from."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from psaq.errors import PsaqError
 from psaq.experiments.labelled import ImageSource, spread
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures
+from psaq.images.preprocessing import preprocessing_for
 from psaq.models.zoo import load_model
 
 
@@ -43,6 +46,22 @@ def test_fewer_images_are_spread_over_all_classes(root, vit):
 def test_real_images_may_lie_anywhere(root, vit):
     real = source(root / "val", calibration=root / "train" / "class3").real("any", vit, 2)
     assert torch.equal(real, load_pictures(root / "train" / "class3", vit, 2, 0.8))
+
+
+def test_a_hugging_face_folder_serves_both(root, vit):
+    hub = root / "hub"
+    hub.mkdir()
+    for part, name in (("val", "validation"), ("train", "train")):
+        files = sorted((root / part).rglob("*.png"))
+        pictures, labels = [file.read_bytes() for file in files], [int(file.parent.name[5:]) for file in files]
+        pq.write_table(pa.table({"image": pictures, "label": labels}), hub / f"{name}-00000-of-00001.parquet")
+    dataset = source(hub, images=20).evaluation("any", vit)
+    assert [dataset[index][1] for index in range(20)] == [index // 2 for index in range(20)]
+    preprocess, train = preprocessing_for(vit, 0.8), sorted((root / "train").rglob("*.png"))
+    expected = torch.stack([preprocess(Image.open(train[index])) for index in spread(20, 5)])
+    assert torch.equal(source(hub).real("any", vit, 5), expected)
+    with pytest.raises(PsaqError, match="20 training images, 21 are needed"):
+        source(hub).real("any", vit, 21)
 
 
 def test_bundled_models_have_scenes_of_their_own():
