@@ -60,5 +60,5 @@ def test_every_file_named_is_there():
 
 
 def test_every_command_named_in_the_text_exists():
-    for name in re.findall(r"`psaq ([a-z-]+)", README):
+    for name in re.findall(r"`psaq ([a-z0-9-]+)", README):
         assert any(command.split()[0] == name for command in COMMANDS)
