@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from backends import BACKENDS
 
 from psaq_kernels import PerTensor, layer_norm_quantize
 from psaq_kernels.layer_norm import _layer_norm_quantize
 
-BACKENDS = ["torch", "triton"]
 GRID = PerTensor(0.031, 120)
 
 

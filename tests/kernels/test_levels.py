@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from backends import BACKENDS, interpreted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psaq_kernels import PerTensor, PerToken
 from psaq_kernels.linear_torch import quantize_rows, to_levels
 
-BACKENDS = ["torch", "triton"]
 GRIDS = [PerTensor(0.02, 113), PerTensor(1.0, 0), PerTensor(0.3, 255), PerTensor(0.7, 3, bits=4), PerTensor(2e-5, 128)]
 
 
@@ -91,6 +91,7 @@ def test_per_token_rows_span_their_own_range(backend: str, bits: int) -> None:
     assert torch.equal(scale, x.abs().amax(1) / torch.tensor(float(highest)))
 
 
+@interpreted
 def test_backends_agree_per_token() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 70).bfloat16()  # few bits: many values fall between two levels

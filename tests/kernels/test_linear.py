@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import BACKENDS, interpreted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.linear import _quant_linear
 from psaq_kernels.tunable import Config
 
-BACKENDS = ["torch", "triton"]
 STATIC = PerTensor(0.02, 113)
 NEXT = PerTensor(0.05, 100)
 
@@ -208,6 +208,7 @@ def tiles() -> list[Any]:
     return [pytest.param({**small, **change}, id=str(change)) for change in changes]
 
 
+@interpreted
 @pytest.mark.parametrize("constants", tiles())
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("input", [STATIC, PerToken()], ids=["static", "per token"])
