@@ -95,7 +95,7 @@ def _run(command: Any) -> None:
         command.run()
         return
     if not getattr(command, "scales_out", False):
-        raise PsaqError(f"{type(command).__name__} runs as one process: start it without torchrun")
+        raise PsaqError(f"{type(command).__name__.lower()} runs as one process: start it without torchrun")
     with launched():
         try:
             command.run()

@@ -104,6 +104,16 @@ def test_a_finished_run_measures_nothing_again(whole, monkeypatch, capsys):
     assert "micro_vit" in capsys.readouterr().out
 
 
+def test_figures_that_a_kill_left_out_are_drawn(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    figures = [tmp_path / "run" / "micro_vit-seed0" / name for name in ("density.png", "density.json")]
+    for figure in figures:
+        figure.unlink()
+    monkeypatch.setattr(Bench, "measure", None)
+    table1(tmp_path / "run")
+    assert all(figure.exists() for figure in figures)
+
+
 def test_more_of_the_same_is_added(whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
     measured, measure = [], Bench.measure
