@@ -74,18 +74,21 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
     """Whether a block has the shared memory, the threads and (by what compiling has shown) the registers for it."""
     threads = config.num_warps * limits.warp_size
     block_m, block_n, block_k = _block(config)
+    is_split = int(config.constants["SPLIT_K"]) > 1
     return (
         shared_bytes(config, problem) <= limits.shared_bytes
         and config.num_warps <= limits.max_warps
         and block_m * block_n <= threads * _accumulators(config, problem, limits)
-        and not (problem["packed"] and block_k > 64 and limits.capability != _HOPPER)
+        and not (problem["packed"] and limits.capability != _HOPPER and (block_k > 64 or is_split))
         and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * 64)
     )
 
 
 def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int:
     """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them, and
-    so do masks and rows that are not aligned to 16 bytes."""
+    so do masks and rows that are not aligned to 16 bytes; beside all of these, the 64-bit offsets of split sums."""
+    if int(config.constants["SPLIT_K"]) > 1 and limits.capability != _HOPPER:
+        return 32
     aligned = weight_length(problem) % 16 == 0 and int(problem["outputs"]) % 16 == 0
     easy = limits.capability == _HOPPER and aligned and is_whole(problem, config) and _block(config)[2] >= 64
     return 128 if easy else 64

@@ -22,15 +22,18 @@ from psaq_kernels.tuning import triton_version
 
 target, which = sys.argv[1:]
 limits = target_limits(target)
-workload = Workload("ViT and Swin", features=((32, 1, 196, 64), (32, 64, 49, 33)), linears=((6304, 768, 3072),))
+workloads = [
+    Workload("ViT and Swin", features=((32, 1, 196, 64), (32, 64, 49, 33)), linears=((6304, 768, 3072),)),
+    *(Workload(f"{channels} channels", features=((8, 1, 4096, channels),)) for channels in (8, 1024, 1536)),
+]
 
 def defaults():
     for kernel in tunables():
-        for problem in kernel.problems(workload):
+        for problem in kernel.problems(workloads[0]):
             config = kernel.default(problem, limits)
             yield kernel, config, kernel.compile_request(problem, config)
 
-requests = list(defaults()) if which == "defaults" else distinct_requests(tunables(), [workload], target)
+requests = list(defaults()) if which == "defaults" else distinct_requests(tunables(), workloads, target)
 
 def check(index):
     kernel, config, request = requests[index]
