@@ -23,9 +23,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     make_folder(path.parent)
-    handle, temporary_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(temporary_name)
+    temporary = _temporary_beside(path)
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
@@ -37,6 +35,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise PsaqError(f"{path}: could not be written ({error}); nothing was changed") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise PsaqError(f"{path}: could not be written ({error.strerror or error}); name another folder") from error
+    os.close(handle)
+    return Path(name)
 
 
 def make_folder(folder: Path) -> Path:

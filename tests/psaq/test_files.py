@@ -89,6 +89,13 @@ def test_absent_files_are_named(tmp_path):
         read_json(tmp_path / "none.json")
 
 
+def test_a_folder_where_nothing_can_be_made_is_named():
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs a folder that is read-only even for an administrator: /proc")
+    with pytest.raises(PsaqError, match=r"/proc/file\.json: could not be written"):
+        write_json(Path("/proc/file.json"), {})
+
+
 def test_json_comes_back_and_damage_is_named(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, 2]})
     assert read_json(tmp_path / "a.json") == {"b": [1, 2]}
