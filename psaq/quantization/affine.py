@@ -14,7 +14,17 @@ MIN_BITS, MAX_BITS = 2, 8
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
-class AffineQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """What stands at a point once it is quantised: takes a tensor, returns the levels' values in its type."""
+
+    bits: int
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Follow a model to another device, but keep scales in float32 when it is cast to half precision."""
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+
+class AffineQuantizer(Quantizer):
     """Simulated ("fake") uniform quantisation.
 
         q = clamp(round(x / scale) + zero_point, lowest, highest)        x̂ = scale · (q − zero_point)
@@ -69,10 +79,6 @@ class AffineQuantizer(nn.Module):
     def _broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter.view(-1, *[1] * (x.ndim - 1)) if self.per_channel else parameter
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Follow a model to another device, but keep scales in float32 when it is cast to half precision."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
-
     def extra_repr(self) -> str:
         kind = "int" if self.symmetric else "uint"
         if self.per_channel:
@@ -107,6 +113,26 @@ def symmetric_per_channel(weight: Float[Tensor, "out ..."], bits: int) -> Affine
     lowest, highest = integer_range(bits, signed=True)
     extent = weight.detach().float().flatten(1).abs().amax(1)
     scale = _positive_scale(extent / ((highest - lowest) / 2))
+    return AffineQuantizer(scale, None, bits)
+
+
+def least_error_per_channel(
+    weight: Float[Tensor, "out ..."], bits: int, importance: Float[Tensor, " in"] | None = None
+) -> AffineQuantizer:
+    """Symmetric, per output channel, with the scale of the least squared error of those from 0.4 to 1.05 times the
+    min-max one.
+
+    Args:
+        importance: what an error of each input's weight costs: its activation's mean square. None: the same.
+    """
+    flat = weight.detach().float().flatten(1)
+    cost = torch.ones_like(flat[0]) if importance is None else importance.to(flat)
+    full = symmetric_per_channel(weight, bits).scale
+    best, scale = torch.full_like(full, torch.inf), full
+    for factor in torch.linspace(1.05, 0.4, 66).tolist():
+        candidate = AffineQuantizer(full * factor, None, bits)
+        error = (candidate(flat) - flat).square() @ cost
+        best, scale = torch.minimum(error, best), torch.where(error < best, candidate.scale, scale)
     return AffineQuantizer(scale, None, bits)
 
 

@@ -1,16 +1,22 @@
 """From a trained model, a few images and a recipe to a fake-quantised model."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, image_batches
 from psaq.progress import progress_bar
-from psaq.quantization.affine import asymmetric_per_tensor, symmetric_per_channel
+from psaq.quantization.activations import activation_quantizer, observer
 from psaq.quantization.convert import converted
+from psaq.quantization.flat_copies import with_flat_copies
+from psaq.quantization.folding import equalize_attention, fold_norms
+from psaq.quantization.in_order import calibrate_in_order
 from psaq.quantization.observers import MinMaxObserver
-from psaq.quantization.points import all_points, points_in_scope, weight_points
+from psaq.quantization.points import all_points, layer_of, points_in_scope, weight_points
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.weights import bits_at, weight_quantizer
 
 
 def quantize(
@@ -34,30 +40,51 @@ def quantize(
     """
     check_finite(model)
     qmodel = converted(model)
-    names = points_in_scope(all_points(qmodel), recipe.scope)
-    observe(qmodel, names, images, batch_size, progress)
-    for name in names:
-        low, high = qmodel.get_submodule(name).range(name)  # type: ignore[operator]
-        quantizer = asymmetric_per_tensor(low, high, recipe.activations, include_zero=not recipe.faithful)
-        qmodel.set_submodule(name, quantizer)
-    for name in weight_points(all_points(qmodel)):
-        weight = qmodel.get_parameter(f"{name.rpartition('.')[0]}.weight")
-        qmodel.set_submodule(name, symmetric_per_channel(weight, recipe.weights))
+    device = next(qmodel.parameters()).device
+    batches = with_flat_copies(list(image_batches(images, batch_size, device)), recipe.flat_copies)
+    run_once(qmodel, batches[0][:1])
+    if recipe.fold:
+        fold_norms(qmodel, batches, recipe.fold)
+    if recipe.equalize:
+        equalize_attention(qmodel, batches)
+    calibrate = calibrate_in_order if recipe.in_order else calibrate_at_once
+    calibrate(qmodel, batches, recipe, progress)
     qmodel.psaq_recipe = recipe  # type: ignore[assignment]
     return qmodel
 
 
+def calibrate_at_once(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
+    """Read every range in one full-precision pass, then quantise."""
+    names = points_in_scope(all_points(qmodel), recipe.scope)
+    observe(qmodel, {name: observer(name, recipe) for name in names}, batches, progress)
+    for name in names:
+        _, bits = bits_at(qmodel, name, recipe)
+        qmodel.set_submodule(name, activation_quantizer(qmodel, name, recipe, bits))
+    for name in weight_points(all_points(qmodel)):
+        bits, _ = bits_at(qmodel, name, recipe)
+        weight = qmodel.get_parameter(f"{layer_of(name)}.weight")
+        qmodel.set_submodule(name, weight_quantizer(weight, bits, recipe))
+
+
 @torch.no_grad()
 def observe(
-    qmodel: nn.Module, names: list[str], images: CalibrationImages, batch_size: int = 32, progress: bool = False
+    qmodel: nn.Module, observers: Mapping[str, MinMaxObserver], batches: Iterable[Tensor], progress: bool = False
 ) -> None:
-    """Leave a min-max observer at each named point that has seen every image."""
-    for name in names:
-        qmodel.set_submodule(name, MinMaxObserver())
-    device = next(qmodel.parameters()).device
-    batches = image_batches(images, batch_size, device)
+    """Leave at each named point its observer, which has then seen every image."""
+    for name, watching in observers.items():
+        qmodel.set_submodule(name, watching)
     for batch in progress_bar(batches, description="Calibrating", unit="batch", enabled=progress):
-        _run(qmodel, batch)
+        qmodel(batch)
+
+
+@torch.no_grad()
+def run_once(qmodel: nn.Module, images: Tensor) -> None:
+    """Raises PsaqError where the model does not take images of this size."""
+    try:
+        qmodel(images)
+    except AssertionError as error:  # timm's own check of the size
+        shape = tuple(images.shape)
+        raise PsaqError(f"calibration images of shape {shape}: the model refuses them ({error})") from error
 
 
 def check_finite(model: nn.Module) -> None:
@@ -65,11 +92,3 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise PsaqError(f"{name}: the model's weights hold NaN or infinity; load an undamaged checkpoint")
-
-
-def _run(qmodel: nn.Module, batch: Tensor) -> None:
-    try:
-        qmodel(batch)
-    except AssertionError as error:  # timm's own check of the size
-        shape = tuple(batch.shape)
-        raise PsaqError(f"calibration images of shape {shape}: the model refuses them ({error})") from error

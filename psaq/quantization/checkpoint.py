@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, save_tensors
 from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, model_source
-from psaq.quantization.affine import AffineQuantizer
+from psaq.quantization.affine import AffineQuantizer, Quantizer
 from psaq.quantization.convert import converted
+from psaq.quantization.layers import QuantConv2d, QuantLinear
 from psaq.quantization.points import WEIGHT, all_points, live_points
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.uneven import LogQuantizer, SplitQuantizer
 from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"
@@ -65,12 +67,20 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
     qmodel = converted(_architecture(header) if model is None else model)
     _check_points(qmodel, header["points"])
+    _add_biases(qmodel, tensors)
     for name, description in header["points"].items():
-        qmodel.set_submodule(name, _blank(description, tensors[f"{name}.scale"]))
+        qmodel.set_submodule(name, _blank(description, tensors, name))
     floats = dict(_unpacked(qmodel, tensors, header["points"]))
     _load_strictly(qmodel, {**tensors, **floats})
     qmodel.psaq_recipe = Recipe(**header["recipe"])  # type: ignore[assignment]
     return qmodel
+
+
+def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """A compensated layer has a bias even where the architecture has none."""
+    for name, module in qmodel.named_modules():
+        if isinstance(module, QuantLinear | QuantConv2d) and module.bias is None and f"{name}.bias" in tensors:
+            module.bias = nn.Parameter(torch.zeros(len(module.weight)))
 
 
 def _architecture(header: Mapping[str, Any]) -> nn.Module:
@@ -87,12 +97,22 @@ def _architecture(header: Mapping[str, Any]) -> nn.Module:
 
 
 def _description(point: nn.Module) -> dict[str, Any]:
-    if not isinstance(point, AffineQuantizer):
-        raise PsaqError(f"{type(point).__name__}: psaq cannot save what this point does")
-    return {"bits": point.bits, "symmetric": point.symmetric}
+    if isinstance(point, AffineQuantizer):
+        return {"bits": point.bits, "symmetric": point.symmetric}
+    for kind, quantizer in _UNEVEN.items():
+        if isinstance(point, quantizer):
+            return {"bits": point.bits, "kind": kind}
+    raise PsaqError(f"{type(point).__name__}: psaq cannot save what this point does")
 
 
-def _blank(description: Mapping[str, Any], scale: Tensor) -> AffineQuantizer:
+_UNEVEN = {"log": LogQuantizer, "split": SplitQuantizer}
+
+
+def _blank(description: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Quantizer:
+    """A quantiser of the kind and size described; its numbers are loaded afterwards."""
+    if "kind" in description:
+        return _UNEVEN[description["kind"]](torch.ones(()), torch.ones(()), description["bits"])
+    scale = tensors[f"{name}.scale"]
     zero_point = None if description["symmetric"] else torch.zeros_like(scale)
     return AffineQuantizer(scale, zero_point, description["bits"])
 

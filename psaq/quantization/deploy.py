@@ -3,19 +3,19 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from timm.layers import Mlp
-from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
-from timm.models.vision_transformer import Block
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
 from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.neighbours import normalised_inputs
 from psaq.quantization.points import WEIGHT, Point, live_points
 from psaq_kernels import PerTensor, QuantizedWeight
 
@@ -150,7 +150,9 @@ def _join_neighbours(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Mlp):
             _join_mlp(module)
-        for parent, norm, linear in _normalised_inputs(module):
+    for parent, norm, linear in list(normalised_inputs(model)):
+        padded = isinstance(parent, SwinTransformerBlock) and norm == "norm1" and not _fills_its_windows(parent)
+        if not padded:
             _join_norm(parent, norm, linear)
 
 
@@ -160,17 +162,6 @@ def _join_mlp(mlp: Mlp) -> None:
     if exact_gelu and both_plain and isinstance(mlp.norm, nn.Identity):
         mlp.fc1.feed_through_gelu(mlp.fc2)
         mlp.act = nn.Identity()
-
-
-def _normalised_inputs(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
-    """Where a LayerNorm's output goes into one linear layer and nowhere else: (parent, norm's name, linear)."""
-    unpadded = isinstance(module, Block) or (isinstance(module, SwinTransformerBlock) and _fills_its_windows(module))
-    if unpadded and getattr(module.attn, "gate", None) is None:
-        yield module, "norm1", getattr(module.attn, "qkv", None)
-    if isinstance(module, Block | SwinTransformerBlock):
-        yield module, "norm2", getattr(module.mlp, "fc1", None)
-    if isinstance(module, PatchMerging):
-        yield module, "norm", module.reduction
 
 
 def _fills_its_windows(block: SwinTransformerBlock) -> bool:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 
+_SAMPLE = 2**21  # values
+
 
 class MinMaxObserver(nn.Module):
     """The identity; remembers the smallest and the largest value that passed."""
@@ -33,3 +35,26 @@ class MinMaxObserver(nn.Module):
                 f"{name}: activations were NaN or infinite during calibration; check the images and the weights"
             )
         return self.low, self.high
+
+
+class SamplingObserver(MinMaxObserver):
+    """A min-max observer that also keeps rows of what passed, drawn at random but the same ones every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Tensor] = []
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]:
+        rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
+        keep = max(1, _SAMPLE // rows.shape[-1])
+        if len(rows) > keep:
+            draw = torch.Generator().manual_seed(len(self.rows))
+            rows = rows[torch.randperm(len(rows), generator=draw)[:keep].to(rows.device)]
+        self.rows.append(rows.detach().clone())
+        return super().forward(x)
+
+    @property
+    def sample(self) -> Float[Tensor, "rows channels"]:
+        """The rows kept: of each batch at most two million values."""
+        return torch.cat(self.rows)

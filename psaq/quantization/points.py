@@ -96,3 +96,8 @@ def points_in_scope(names: Iterable[str], scope: Scope) -> list[str]:
 def weight_points(names: Iterable[str]) -> list[str]:
     """Those of the points where a weight passes."""
     return [name for name in names if name.endswith(f".{WEIGHT}")]
+
+
+def layer_of(point: str) -> str:
+    """The module that a point or a parameter belongs to, by name."""
+    return point.rpartition(".")[0]

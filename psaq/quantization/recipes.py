@@ -1,12 +1,18 @@
 """Recipes: how to quantise a model."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from psaq.errors import PsaqError
 from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
+
+Override = tuple[str, int, int]
+"""A layer's name or a pattern of names, bits per weight, bits per activation."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,33 @@ class Recipe:
     """Which activations: "all" (the authors' points), "matmul" (inputs of every matrix product) or "linear"."""
     faithful: bool = False
     """Keep the flaw of the authors' code: ranges without zero lose their far end."""
+    weight_scales: Literal["max", "squared_error"] = "max"
+    """Weights: the scale that holds the largest, or the one of the least squared error."""
+    ranges: Literal["full", "search"] = "full"
+    """Activations: everything that was observed, or the range of the least error at the layer's output."""
+    softmax: Literal["uniform", "log"] = "uniform"
+    """Softmax outputs: even steps, or even ratios with a base that is searched for."""
+    gelu: Literal["uniform", "split"] = "uniform"
+    """GELU outputs: one step, or one for the negative and one for the positive part."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
+    damping: float = 0.1
+    """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
+    fold: float = 0.0
+    """How much of the spread between a LayerNorm's channels moves into the weight behind it, 0 to 1 (all)."""
+    equalize: bool = False
+    """Give query and key one range per channel, and the channels of value one range, by scaling qkv and proj."""
+    error_correction: float = 0.0
+    """Refit a weight to its quantised input by ridge regression; 0 is off, larger departs further."""
+    bias_compensation: bool = False
+    """Add to each bias what quantisation took from the mean of its layer's output."""
+    flat_copies: int = 0
+    """Calibrate also on smooth, saturated copies of this many images: photographs have large flat areas, images
+    made by optimisation have none."""
+    ends: int | None = None
+    """Bits of the first and the last layer, where they differ from the others'."""
+    overrides: tuple[Override, ...] = ()
+    """Bits of layers by name pattern, the first that fits: ("blocks.*.mlp.fc2", 8, 8)."""
 
     def __post_init__(self) -> None:
         check_bits("weights", self.weights)
@@ -32,19 +65,89 @@ class Recipe:
         if self.scope not in SCOPES:
             raise PsaqError(f"scope {self.scope!r}: there is none of that name; choose from {', '.join(SCOPES)}")
 
+        if self.ends is not None:
+            check_bits("ends", self.ends)
+        object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise PsaqError(f"{field} {getattr(self, field)!r}: choose from {', '.join(allowed)}")
+        if not 0 <= self.fold <= 1:
+            raise PsaqError(f"fold {self.fold}: must be within [0, 1], the part of the spread that moves")
+        for field in ("error_correction", "damping"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise PsaqError(f"{field} {getattr(self, field)}: must be a finite number, at least 0")
+        if self.flat_copies < 0:
+            raise PsaqError(f"flat_copies {self.flat_copies}: must be at least 0")
+
     @classmethod
     def paper(cls, weights: int = 8, activations: int = 8, scope: Scope = "all", faithful: bool = False) -> "Recipe":
         """The quantiser of Li et al. (2022): min-max ranges, weights symmetric per output channel, activations
         asymmetric per tensor."""
         return cls(weights, activations, scope, faithful)
 
+    @classmethod
+    def accurate(cls, weights: int = 8, activations: int = 8, scope: Scope = "matmul", **parts: Any) -> "Recipe":
+        """The quantiser to use: every part that pays on a real DeiT-Tiny, and only those.
+
+        Args:
+            **parts: any other field, to switch a part off or on by its name.
+
+        With ``scope="linear"`` GELU outputs keep one range, so that fc2 runs in integers, too.
+        """
+        usual: dict[str, Any] = {
+            "weight_scales": "squared_error",
+            "softmax": "log",
+            "gelu": "uniform" if scope == "linear" else "split",
+            "rounding": "gptq",
+            "equalize": True,
+            "bias_compensation": True,
+            "flat_copies": 16,
+            "ends": 8,
+        }
+        return cls(weights, activations, scope, **{**usual, **parts})
+
+    def bits(self, layer: str, is_end: bool = False) -> tuple[int, int]:
+        """Bits of the weight and of the activations of a layer by its name ("blocks.3.attn.qkv").
+
+        The first override whose pattern fits decides; otherwise ``ends`` for the first and the last layer, and the
+        recipe's own bits.
+        """
+        for pattern, weights, activations in self.overrides:
+            if fnmatchcase(layer, pattern):
+                return weights, activations
+        if is_end and self.ends is not None:
+            return self.ends, self.ends
+        return self.weights, self.activations
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a layer's quantiser depends on what the layers before it emit once they are quantised."""
+        return self.rounding != "nearest" or self.bias_compensation or self.error_correction > 0
+
     def __str__(self) -> str:
+        kind = "" if self.weight_scales == "max" else ", accurate"
         faithful = ", faithful" if self.faithful else ""
-        return f"W{self.weights}A{self.activations} ({self.scope}{faithful})"
+        overrides = f", {len(self.overrides)} overrides" if self.overrides else ""
+        return f"W{self.weights}A{self.activations} ({self.scope}{kind}{faithful}{overrides})"
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper}
+RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper, "accurate": Recipe.accurate}
 """Name → its constructor, of bits per weight and bits per activation."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "weight_scales": ("max", "squared_error"),
+    "ranges": ("full", "search"),
+    "softmax": ("uniform", "log"),
+    "gelu": ("uniform", "split"),
+    "rounding": ("nearest", "gptq"),
+}
+
+
+def _override(entry: Sequence[Any]) -> Override:
+    if len(entry) != 3 or not isinstance(entry[0], str):
+        raise PsaqError(f"override {entry!r}: write it as (name pattern, bits per weight, bits per activation)")
+    pattern, weights, activations = entry
+    return pattern, check_bits(f"override {pattern}", weights), check_bits(f"override {pattern}", activations)
 
 
 def parse_precision(precision: str) -> tuple[int, int]:

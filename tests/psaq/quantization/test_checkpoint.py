@@ -85,7 +85,7 @@ def test_weights_are_integers_on_disk(named_vit, images, tmp_path, bits, per_byt
 def test_the_header_says_what_the_file_is(named_vit, images, tmp_path):
     save(quantize(named_vit, images, Recipe.paper(4, 6, "matmul")), tmp_path / "q.safetensors")
     _, header = load_tensors(tmp_path / "q.safetensors", KIND)
-    assert header["recipe"] == {"weights": 4, "activations": 6, "scope": "matmul", "faithful": False}
+    assert Recipe(**header["recipe"]) == Recipe.paper(4, 6, "matmul")
     assert header["model"]["architecture"] == "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert header["data"]["mean"] == [0.5, 0.5, 0.5]
     assert header["points"]["head.weight_quantizer"] == {"bits": 4, "symmetric": True}

@@ -1,0 +1,18 @@
+"""Which LayerNorm feeds which linear layer."""
+
+from collections.abc import Iterator
+
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import nn
+
+
+def normalised_inputs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
+    """Where a norm's output goes into one linear layer and nowhere else: (parent, norm's name, linear)."""
+    for module in model.modules():
+        if isinstance(module, Block | SwinTransformerBlock):
+            if getattr(module.attn, "gate", None) is None:
+                yield module, "norm1", getattr(module.attn, "qkv", None)
+            yield module, "norm2", getattr(module.mlp, "fc1", None)
+        if isinstance(module, PatchMerging):
+            yield module, "norm", module.reduction

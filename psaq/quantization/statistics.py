@@ -1,0 +1,47 @@
+"""Moments of a layer's input over the calibration images, quantised and as it was."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class InputStatistics:
+    """Means and second moments of a layer's quantised input x̂ and of its full-precision input x, in float64.
+
+    Args:
+        centred: take the moments about the means: a bias that is compensated takes care of those.
+    """
+
+    def __init__(self, centred: bool):
+        self.centred = centred
+        self._count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, quantised: Float[Tensor, "rows in"], reference: Float[Tensor, "rows in"]) -> None:
+        """Count in a batch; rows of both belong together."""
+        noisy, clean = quantised.double(), reference.double()
+        sums = [noisy.sum(0), clean.sum(0), noisy.T @ noisy, noisy.T @ clean]
+        self._count += len(noisy)
+        self._sums = sums if not self._sums else [total + more for total, more in zip(self._sums, sums, strict=True)]
+
+    @property
+    def mean(self) -> Float[Tensor, " in"]:
+        """E[x̂]."""
+        return self._sums[0] / self._count
+
+    @property
+    def reference_mean(self) -> Float[Tensor, " in"]:
+        """E[x]."""
+        return self._sums[1] / self._count
+
+    @property
+    def second_moment(self) -> Float[Tensor, "in in"]:
+        """E[x̂ x̂ᵀ], less that of the mean where centred."""
+        raw = self._sums[2] / self._count
+        return raw - torch.outer(self.mean, self.mean) if self.centred else raw
+
+    @property
+    def cross_moment(self) -> Float[Tensor, "in in"]:
+        """E[x̂ xᵀ], less that of the means where centred."""
+        raw = self._sums[3] / self._count
+        return raw - torch.outer(self.mean, self.reference_mean) if self.centred else raw
