@@ -62,7 +62,9 @@ def _searched(
 def _column_energy(qmodel: nn.Module, name: str) -> Float[Tensor, " channels"] | None:
     """Σ_out w² per input of the linear layer that reads this point: what an error in a channel costs its output."""
     layer = qmodel.get_submodule(layer_of(name))
-    return layer.weight.detach().float().square().sum(0) if isinstance(layer, QuantLinear) else None
+    if not name.endswith(".input") or not isinstance(layer, QuantLinear):
+        return None
+    return layer.weight.detach().float().square().sum(0)
 
 
 def _is_softmax(name: str) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 from psaq.quantization.affine import AffineQuantizer
 
 _BLOCK = 64  # columns whose errors are spread together
+_SMALLEST_DAMPING = 1e-8  # fewer rows than inputs leave a singular H, even so
 
 
 def round_weight(
@@ -51,8 +52,9 @@ def _round_block(
 
 def _inverse_factor(second_moment: Float[Tensor, "in in"], damping: float) -> Float[Tensor, "in in"]:
     """U, upper triangular, with UᵀU = (H + damping · mean(diag H) · 1)⁻¹."""
-    added = damping * second_moment.diagonal().mean()
+    added = max(damping, _SMALLEST_DAMPING) * second_moment.diagonal().mean()
     tiny = torch.finfo(torch.float32).tiny  # an input that is always zero
-    damped = second_moment + (added + tiny) * torch.eye(len(second_moment)).to(second_moment)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    identity = torch.eye(len(second_moment)).to(second_moment)
+    # H = R Rᵀ with R upper triangular, which is the Cholesky factor seen from the other end; then U = R⁻¹.
+    factor = torch.linalg.cholesky((second_moment + (added + tiny) * identity).flip(0, 1)).flip(0, 1)
+    return torch.linalg.solve_triangular(factor, identity, upper=True)

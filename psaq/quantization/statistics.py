@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_UNCERTAIN = 1e-12  # of a second moment, once float64 has subtracted that of the mean
+_TINY = torch.finfo(torch.float32).tiny
+
 
 class InputStatistics:
     """Means and second moments of a layer's quantised input x̂ and of its full-precision input x, in float64.
@@ -36,12 +39,16 @@ class InputStatistics:
 
     @property
     def second_moment(self) -> Float[Tensor, "in in"]:
-        """E[x̂ x̂ᵀ], less that of the mean where centred."""
-        raw = self._sums[2] / self._count
-        return raw - torch.outer(self.mean, self.mean) if self.centred else raw
+        """E[x̂ x̂ᵀ], less that of the mean where centred; positive definite, also where x̂ is always the same."""
+        return self._moment(2, self.mean)
 
     @property
     def cross_moment(self) -> Float[Tensor, "in in"]:
         """E[x̂ xᵀ], less that of the means where centred."""
-        raw = self._sums[3] / self._count
-        return raw - torch.outer(self.mean, self.reference_mean) if self.centred else raw
+        return self._moment(3, self.reference_mean)
+
+    def _moment(self, index: int, mean: Float[Tensor, " in"]) -> Float[Tensor, "in in"]:
+        raw = self._sums[index] / self._count
+        least = (_UNCERTAIN * (self._sums[2] / self._count).diagonal().mean()).clamp(min=_TINY)
+        moment = raw - torch.outer(self.mean, mean) if self.centred else raw
+        return moment + least * torch.eye(len(raw)).to(raw)
