@@ -1,6 +1,6 @@
 """What quantisation costs each layer: the signal-to-quantisation-noise ratio of its weights and activations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf, log10
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, image_batches
-from psaq.quantization.affine import AffineQuantizer
+from psaq.quantization.affine import AffineQuantizer, Quantizer
 from psaq.quantization.points import WEIGHT, live_points
 
 
@@ -28,7 +28,7 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
     Raises:
         PsaqError: the model has nothing quantised, or there are no images.
     """
-    quantizers = {name: point for name, point in live_points(qmodel).items() if isinstance(point, AffineQuantizer)}
+    quantizers = {name: point for name, point in live_points(qmodel).items() if isinstance(point, Quantizer)}
     if not quantizers:
         raise PsaqError(f"{type(qmodel).__name__}: has nothing quantised; give what psaq.quantize returned")
     energies = {name: torch.zeros(2, dtype=torch.float64) for name in quantizers}
@@ -45,23 +45,38 @@ class _Listening(AffineQuantizer):
 
     def steps(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         steps = super().steps(x)
-        signal = x.detach().double()
-        noise = steps.detach() * self._broadcast(self.scale, x) - signal
-        self.energy += torch.stack([signal.square().sum(), noise.square().sum()]).cpu()
+        _add(self.energy, x, steps.detach().double() * self._broadcast(self.scale, x))
         return steps
 
 
 @contextmanager
-def _listening(quantizers: dict[str, AffineQuantizer], energies: dict[str, Tensor]) -> Iterator[None]:
+def _listening(quantizers: dict[str, Quantizer], energies: dict[str, Tensor]) -> Iterator[None]:
+    """Layers call a uniform quantiser's ``steps``, which no hook sees; of any other kind they call the module."""
+    uniform = {name: point for name, point in quantizers.items() if isinstance(point, AffineQuantizer)}
+    uneven = {name: point for name, point in quantizers.items() if name not in uniform}
+    handles = [point.register_forward_hook(_adder(energies[name])) for name, point in uneven.items()]
     try:
-        for name, quantizer in quantizers.items():
+        for name, quantizer in uniform.items():
             quantizer.__class__ = _Listening
             quantizer.energy = energies[name]
         yield
     finally:
-        for quantizer in quantizers.values():
+        for handle in handles:
+            handle.remove()
+        for quantizer in uniform.values():
             quantizer.__class__ = AffineQuantizer
             del quantizer.energy
+
+
+def _adder(energy: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    return lambda _, inputs, output: _add(energy, inputs[0], output)
+
+
+def _add(energy: Float[Tensor, "2"], x: Tensor, quantised: Tensor) -> None:
+    """Add Σ x² and Σ (x − x̂)²."""
+    signal = x.detach().double()
+    noise = quantised.detach() - signal
+    energy += torch.stack([signal.square().sum(), noise.square().sum()]).cpu()
 
 
 def _by_layer(decibels: dict[str, float]) -> dict[str, dict[str, float]]:

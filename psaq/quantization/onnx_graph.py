@@ -16,6 +16,7 @@ from psaq.models.zoo import data_config
 from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.layers import QuantConv2d, QuantLinear
 from psaq.quantization.points import WEIGHT, Point, all_points
+from psaq.quantization.uneven import LogQuantizer, SplitQuantizer
 from psaq_kernels.packing import NIBBLE_BITS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
 
     Weights are stored as the integers they are: int4 up to 4 bits, int8 above, followed by DequantizeLinear. Every
     live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
+    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators.
 
     Raises:
         PsaqError: not a quantised model, a quantiser that ONNX has no operator for, an onnx package that is missing,
@@ -99,6 +101,31 @@ class _OnnxPoint(nn.Module):
         return _Quantized.apply(inside, self.scale, self.zero_point)
 
 
+class _OnnxLogPoint(nn.Module):
+    """Levels by ordinary operators, their values from a table: ONNX itself quantises by even steps only."""
+
+    table: Tensor
+
+    def __init__(self, point: LogQuantizer):
+        super().__init__()
+        self.point = point
+        self.register_buffer("table", point.real(torch.arange(2**point.bits).to(point.top)))
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.table[self.point.levels(x).long()]
+
+
+class _OnnxSplitPoint(nn.Module):
+    """Each part's levels by ordinary operators."""
+
+    def __init__(self, point: SplitQuantizer):
+        super().__init__()
+        self.point = point
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.point.values(x)
+
+
 class _OnnxLinear(nn.Module):
     """The weight is stored as the matmul reads it, (inputs, outputs): runtimes fuse DequantizeLinear and MatMul."""
 
@@ -130,14 +157,22 @@ def _swap_layers(model: nn.Module) -> set[str]:
     """Put traceable layers and points in place; returns the names of the weights that 4 bits hold."""
     points = {name: point for name, point in all_points(model).items() if not isinstance(point, Point)}
     for name, point in points.items():
-        if not isinstance(point, AffineQuantizer):
-            raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; quantise with uniform points")
         if not name.endswith(f".{WEIGHT}"):
-            model.set_submodule(name, _OnnxPoint(point))
+            model.set_submodule(name, _onnx_point(name, point))
     weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
     for name, quantizer in weights.items():
         model.set_submodule(name, _onnx_layer(model.get_submodule(name), quantizer))  # type: ignore[arg-type]
     return {f"{name}.{_VALUES}" for name, point in weights.items() if point.bits <= NIBBLE_BITS}  # type: ignore[operator]
+
+
+def _onnx_point(name: str, point: nn.Module) -> nn.Module:
+    if isinstance(point, AffineQuantizer):
+        return _OnnxPoint(point)
+    if isinstance(point, LogQuantizer):
+        return _OnnxLogPoint(point)
+    if isinstance(point, SplitQuantizer):
+        return _OnnxSplitPoint(point)
+    raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; take what psaq.quantize returned")
 
 
 def _onnx_layer(layer: nn.Module, quantizer: AffineQuantizer) -> nn.Module:
