@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
-from variants import VARIANTS, VIT, build, images_for
+from variants import VARIANTS, build, images_for
 
 from psaq.errors import PsaqError
 from psaq.models.features import patch_features

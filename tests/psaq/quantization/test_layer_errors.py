@@ -6,6 +6,7 @@ import torch
 from psaq.errors import PsaqError
 from psaq.quantization.calibration import quantize
 from psaq.quantization.layer_errors import layer_sqnr
+from psaq.quantization.points import Point
 from psaq.quantization.recipes import Recipe
 
 
@@ -35,6 +36,26 @@ def test_activations_are_by_the_definition(vit, images):
     expected = 10 * torch.log10(signal.square().sum() / (signal - quantised).square().sum())
     measured = layer_sqnr(qmodel, images, batch_size=3)["blocks.0.mlp.fc2"]["activations"]
     assert measured == pytest.approx(expected.item(), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.probabilities", "blocks.1.mlp.fc2.input"])
+def test_log_and_split_points_count(vit, images, name):
+    recipe = Recipe(8, 4, scope="matmul", softmax="log", gelu="split")
+    qmodel = quantize(vit, images, recipe)
+    seen = []
+    handle = qmodel.get_submodule(name).register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+    with torch.no_grad():
+        qmodel(images)
+    handle.remove()
+    ((signal, quantised),) = [(x.double(), y.double()) for x, y in seen]
+    expected = 10 * torch.log10(signal.square().sum() / (signal - quantised).square().sum())
+    layer = name.rpartition(".")[0]
+    for other in ("query", "key", "value"):  # of a layer's activations the worst counts
+        if layer.endswith("attn"):
+            qmodel.set_submodule(f"{layer}.{other}", Point())
+    measured = layer_sqnr(qmodel, images, batch_size=3)
+    assert measured[layer]["activations"] == pytest.approx(expected.item(), abs=0.3)
+    assert not any(module._forward_hooks for module in qmodel.modules())
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
