@@ -1,10 +1,12 @@
 """Which quantiser an activation gets, from what was observed of it."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from psaq.quantization.affine import AffineQuantizer, Quantizer, asymmetric_per_tensor
+from psaq.quantization.affine import Quantizer, asymmetric_per_tensor
 from psaq.quantization.layers import QuantConv2d, QuantLinear
 from psaq.quantization.observers import MinMaxObserver, SamplingObserver
 from psaq.quantization.points import layer_of
@@ -32,31 +34,35 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     if _is_softmax(name) and recipe.softmax == "log":
         assert isinstance(observed, SamplingObserver)
         return log_quantizer(observed.sample, high, bits)
-    if recipe.gelu == "split" and _follows_gelu(qmodel, name) and low < 0 < high:
-        return split_quantizer(low, high, bits)
+    split = recipe.gelu == "split" and _follows_gelu(qmodel, name) and low < 0 < high
+
+    def quantizer(low: Tensor, high: Tensor) -> Quantizer:
+        if split:
+            return split_quantizer(low, high, bits)
+        return asymmetric_per_tensor(low, high, bits, include_zero=not recipe.faithful)
+
     if recipe.ranges == "search":
         assert isinstance(observed, SamplingObserver)
-        return _searched(observed.sample, low, high, bits, _column_energy(qmodel, name))
-    return asymmetric_per_tensor(low, high, bits, include_zero=not recipe.faithful)
+        low, high = _searched(quantizer, observed.sample, low, high, _column_energy(qmodel, name))
+    return quantizer(low, high)
 
 
 def _searched(
+    quantizer: Callable[[Tensor, Tensor], Quantizer],
     sample: Float[Tensor, "rows channels"],
     low: Tensor,
     high: Tensor,
-    bits: int,
     importance: Float[Tensor, " channels"] | None,
-) -> AffineQuantizer:
+) -> tuple[Tensor, Tensor]:
     """The range of the least error at the output of the layer that reads it: both ends shrunk together, then each."""
 
     def error(bounds: tuple[Tensor, Tensor]) -> float:
-        squares = (asymmetric_per_tensor(*bounds, bits)(sample) - sample).square().mean(0)
+        squares = (quantizer(*bounds)(sample) - sample).square().mean(0)
         return float(squares.mean() if importance is None else squares @ importance)
 
     low, high = min(((low * a, high * a) for a in _SHRINK), key=error)
     low, high = min(((low * a, high) for a in _SHRINK), key=error)
-    low, high = min(((low, high * a) for a in _SHRINK), key=error)
-    return asymmetric_per_tensor(low, high, bits)
+    return min(((low, high * a) for a in _SHRINK), key=error)
 
 
 def _column_energy(qmodel: nn.Module, name: str) -> Float[Tensor, " channels"] | None:

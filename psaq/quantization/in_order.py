@@ -12,6 +12,7 @@ from psaq.quantization.activations import activation_quantizer, observer
 from psaq.quantization.layers import QuantConv2d, QuantLinear
 from psaq.quantization.points import Point, all_points, layer_of, points_in_scope, weight_points
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.reconstruction import reconstruct
 from psaq.quantization.statistics import InputStatistics
 from psaq.quantization.walk import Walk, blocks
 from psaq.quantization.weights import bits_at, refitted_weight, rounded_weight, weight_quantizer
@@ -25,9 +26,7 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
     unfinished = blocks(qmodel)
     for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
         while unfinished and _is_behind(name, unfinished[0], order):
-            for walk in (quantised, reference):
-                walk.finish(unfinished[0])
-            del unfinished[0]
+            _finish(unfinished.pop(0), quantised, reference, recipe)
         if name in set(weight_points([name])):
             _quantize_weight(quantised, reference, name, recipe)
         else:
@@ -55,6 +54,14 @@ class _Milestone(nn.Module):
         if self.name not in self.passed:
             self.passed.append(self.name)
         return x
+
+
+def _finish(block: str, quantised: Walk, reference: Walk, recipe: Recipe) -> None:
+    reference.finish(block)
+    if recipe.reconstruction_steps:
+        inputs, outputs = torch.cat(list(quantised.inputs(block))), torch.cat(reference.kept)
+        reconstruct(quantised.model.get_submodule(block), inputs, outputs, recipe.reconstruction_steps)
+    quantised.finish(block)
 
 
 def _is_behind(name: str, block: str, order: list[str]) -> bool:

@@ -11,6 +11,9 @@ from psaq.errors import PsaqError
 from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
+_FEW_BITS = 4
+"""Up to here clipping and reconstruction pay; above, they fit the calibration images more than the model."""
+
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""
 
@@ -54,6 +57,8 @@ class Recipe:
     flat_copies: int = 0
     """Calibrate also on smooth, saturated copies of this many images: photographs have large flat areas, images
     made by optimisation have none."""
+    reconstruction_steps: int = 0
+    """Steps for which each block is trained to emit what it did before; 0 is off. Pays for activations of few bits."""
     ends: int | None = None
     """Bits of the first and the last layer, where they differ from the others'."""
     overrides: tuple[Override, ...] = ()
@@ -76,8 +81,9 @@ class Recipe:
         for field in ("error_correction", "damping"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise PsaqError(f"{field} {getattr(self, field)}: must be a finite number, at least 0")
-        if self.flat_copies < 0:
-            raise PsaqError(f"flat_copies {self.flat_copies}: must be at least 0")
+        for field in ("flat_copies", "reconstruction_steps"):
+            if getattr(self, field) < 0:
+                raise PsaqError(f"{field} {getattr(self, field)}: must be at least 0")
 
     @classmethod
     def paper(cls, weights: int = 8, activations: int = 8, scope: Scope = "all", faithful: bool = False) -> "Recipe":
@@ -103,6 +109,9 @@ class Recipe:
             "bias_compensation": True,
             "flat_copies": 16,
             "ends": 8,
+            "fold": 0.5 if activations < 8 else 0.0,
+            "ranges": "search" if activations <= _FEW_BITS else "full",
+            "reconstruction_steps": 60 if min(weights, activations) <= _FEW_BITS else 0,
         }
         return cls(weights, activations, scope, **{**usual, **parts})
 
@@ -122,7 +131,12 @@ class Recipe:
     @property
     def in_order(self) -> bool:
         """Whether a layer's quantiser depends on what the layers before it emit once they are quantised."""
-        return self.rounding != "nearest" or self.bias_compensation or self.error_correction > 0
+        return (
+            self.rounding != "nearest"
+            or self.bias_compensation
+            or self.error_correction > 0
+            or self.reconstruction_steps > 0
+        )
 
     def __str__(self) -> str:
         kind = "" if self.weight_scales == "max" else ", accurate"

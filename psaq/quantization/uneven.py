@@ -89,13 +89,19 @@ class SplitQuantizer(UnevenQuantizer):
         return f"split{self.bits}, steps {self.negative_step.item():.3g} and {self.positive_step.item():.3g}"
 
 
-def log_quantizer(sample: Float[Tensor, "..."], high: Float[Tensor, ""], bits: int) -> LogQuantizer:
-    """The logarithmic quantiser, of those with a range of bases, that leaves the least squared error in ``sample``."""
-    sample, top = sample.detach().float().flatten(), high.detach().float().clamp(min=1e-6)
-    octaves = torch.linspace(3, 24, 43, device=sample.device)  # from one base that keeps only the large to 6e-8
-    candidates = [LogQuantizer(top, 2**bits / reach, bits) for reach in octaves]
-    errors = torch.stack([(candidate(sample) - sample).square().mean() for candidate in candidates])
-    return candidates[int(errors.argmin())]
+def log_quantizer(sample: Float[Tensor, "rows keys"], high: Float[Tensor, ""], bits: int) -> LogQuantizer:
+    """The logarithmic quantiser whose base leaves the least error in what a row of probabilities averages.
+
+    The errors of a row count one by one, for what its values have apart, and as a sum, for what they share.
+    """
+    top = high.detach().float().clamp(min=1e-6)
+
+    def error(candidate: LogQuantizer) -> float:
+        errors = candidate(sample) - sample
+        return float((errors.square().sum(-1) + errors.sum(-1).square()).mean())
+
+    octaves = torch.linspace(3, 24, 43, device=sample.device)  # from a factor of 8 to 6e-8
+    return min((LogQuantizer(top, 2**bits / reach, bits) for reach in octaves), key=error)
 
 
 def split_quantizer(low: Float[Tensor, ""], high: Float[Tensor, ""], bits: int) -> SplitQuantizer:

@@ -26,7 +26,8 @@ class Walk:
         self.model = model
         self.batches = batches
         self._finished: list[str] = []
-        self._kept: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        """What the last finished block emitted, batch by batch."""
 
     @torch.no_grad()
     def inputs(self, name: str) -> Iterator[Tensor]:
@@ -45,7 +46,7 @@ class Walk:
         """Keep what ``block`` emits; from now on it stays as it is."""
         kept = [self._until(block, index, before=False) for index in range(len(self.batches))]
         self._finished.append(block)
-        self._kept = kept
+        self.kept = kept
 
     def _until(self, name: str, index: int, before: bool) -> Tensor:
         module, reached = self.model.get_submodule(name), _ReachedError()
@@ -70,7 +71,7 @@ class Walk:
             for block in blocks:
                 block.forward = _unchanged
             if blocks:
-                blocks[-1].forward = _answering(self._kept[index])
+                blocks[-1].forward = _answering(self.kept[index])
             yield
         finally:
             for block in blocks:
