@@ -13,15 +13,18 @@ from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deploy import IntegerModel, deploy
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
     "DensityCurves",
     "IntegerModel",
+    "LayerSensitivity",
     "PsaqError",
     "Recipe",
     "Report",
     "SceneDataset",
+    "Sensitivity",
     "SynthesisConfig",
     "SyntheticImages",
     "deploy",
@@ -35,5 +38,6 @@ __all__ = [
     "patch_similarity_density",
     "quantize",
     "save",
+    "sensitivity",
     "synthesize",
 ]

@@ -9,6 +9,7 @@ from psaq_plots.density import density_figure
 from psaq_plots.layer_errors import layer_errors_figure
 from psaq_plots.losses import losses_figure
 from psaq_plots.samples import film_figure, samples_figure
+from psaq_plots.sensitivity import sensitivity_figure
 from psaq_plots.similarity import similarity_figure
 from psaq_plots.style import STYLES, Style, find_style
 
@@ -26,5 +27,6 @@ __all__ = [
     "losses_figure",
     "samples_figure",
     "save_figure",
+    "sensitivity_figure",
     "similarity_figure",
 ]

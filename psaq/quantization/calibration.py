@@ -1,6 +1,7 @@
 """From a trained model, a few images and a recipe to a fake-quantised model."""
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,23 @@ def quantize(
 
     Raises:
         PsaqError: a module that psaq cannot walk; no images, or images of the wrong shape; NaN in weights, images
-            or activations.
+            or activations; an override that fits no layer.
     """
+    qmodel, batches = prepared(model, images, recipe, batch_size)
+    calibrate = calibrate_in_order if recipe.in_order else calibrate_at_once
+    calibrate(qmodel, batches, recipe, progress)
+    qmodel.psaq_recipe = recipe  # type: ignore[assignment]
+    return qmodel
+
+
+def prepared(
+    model: nn.Module, images: CalibrationImages, recipe: Recipe, batch_size: int
+) -> tuple[nn.Module, list[Tensor]]:
+    """A copy of the model that computes the same, rescaled as the recipe asks, every point off; and the batches that
+    it is to be calibrated on. Raises PsaqError as `quantize` does."""
     check_finite(model)
     qmodel = converted(model)
+    check_overrides(qmodel, recipe)
     device = next(qmodel.parameters()).device
     batches = with_flat_copies(list(image_batches(images, batch_size, device)), recipe.flat_copies)
     run_once(qmodel, batches[0][:1])
@@ -47,10 +61,7 @@ def quantize(
         fold_norms(qmodel, batches, recipe.fold)
     if recipe.equalize:
         equalize_attention(qmodel, batches)
-    calibrate = calibrate_in_order if recipe.in_order else calibrate_at_once
-    calibrate(qmodel, batches, recipe, progress)
-    qmodel.psaq_recipe = recipe  # type: ignore[assignment]
-    return qmodel
+    return qmodel, batches
 
 
 def calibrate_at_once(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
@@ -85,6 +96,15 @@ def run_once(qmodel: nn.Module, images: Tensor) -> None:
     except AssertionError as error:  # timm's own check of the size
         shape = tuple(images.shape)
         raise PsaqError(f"calibration images of shape {shape}: the model refuses them ({error})") from error
+
+
+def check_overrides(qmodel: nn.Module, recipe: Recipe) -> None:
+    """Raises PsaqError, naming the pattern, where an override fits no layer."""
+    layers = {layer_of(point) for point in all_points(qmodel)}
+    for pattern, _, _ in recipe.overrides:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            known = ", ".join(sorted(layer_of(point) for point in weight_points(all_points(qmodel)))[:4])
+            raise PsaqError(f"override {pattern!r}: fits no layer of the model; its layers are {known}, …")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from psaq_plots import (
     losses_figure,
     samples_figure,
     save_figure,
+    sensitivity_figure,
     similarity_figure,
 )
 
@@ -32,7 +33,7 @@ PAPER = replace(STYLES["paper"], dpi=100)
 # A curve gone missing differs by 44 or more, a picture by 200 (all tested below).
 BLUR = 5
 TOLERANCE = dict.fromkeys(("samples", "film", "similarity"), 50)
-TOLERANCE |= dict.fromkeys(("density", "losses", "layer_errors", "accuracy"), 30)
+TOLERANCE |= dict.fromkeys(("density", "losses", "layer_errors", "sensitivity", "accuracy"), 30)
 
 
 def similarity_example() -> Figure:
@@ -57,6 +58,12 @@ def layer_errors_example() -> Figure:
     return layer_errors_figure(errors, layers, style=PAPER)
 
 
+def sensitivity_example() -> Figure:
+    layers = [f"blocks.{block}.{part}" for block in range(3) for part in ("attn", "mlp")]
+    sqnr, agreement = np.array([60, 35, 52, np.inf, 41, 20]), np.array([100, 96, 98, 100, 97, 71])
+    return sensitivity_figure(sqnr, agreement, layers, style=PAPER)
+
+
 def accuracy_example() -> Figure:
     return accuracy_figure(
         {"noise": [6, 4], "real": [81, 76], "generated": [82, 77]},
@@ -79,6 +86,7 @@ EXAMPLES: dict[str, Callable[[], Figure]] = {
     "similarity": similarity_example,
     "losses": losses_example,
     "layer_errors": layer_errors_example,
+    "sensitivity": sensitivity_example,
     "accuracy": accuracy_example,
 }
 
@@ -110,6 +118,13 @@ def test_other_letters_stay_within_tolerance(name, tmp_path, monkeypatch):
     figure = EXAMPLES[name]()
     with mpl.rc_context(unhinted):
         assert difference(name, figure, tmp_path) < TOLERANCE[name]
+
+
+def test_a_missing_bar_is_seen(tmp_path):
+    layers = [f"blocks.{block}.{part}" for block in range(3) for part in ("attn", "mlp")]
+    sqnr, agreement = np.array([60, 35, np.nan, np.inf, 41, 20]), np.array([100, 96, 98, 100, 97, 71])
+    figure = sensitivity_figure(sqnr, agreement, layers, style=PAPER)
+    assert difference("sensitivity", figure, tmp_path) > TOLERANCE["sensitivity"]
 
 
 @pytest.mark.parametrize("missing", ["noise", "real", "generated"])

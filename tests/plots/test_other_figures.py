@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from plot_examples import assert_tidy, pictures
 
-from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure, similarity_figure
+from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure, sensitivity_figure, similarity_figure
 
 PATCH = (0.25, 0.5, 0.125, 0.125)
 
@@ -102,6 +102,33 @@ def test_a_layer_without_numbers_keeps_its_row():
 def test_layer_errors_of_another_number_of_layers_are_refused():
     with pytest.raises(ValueError, match="weights"):
         layer_errors_figure({"weights": np.zeros(3)}, ["a", "b"])
+
+
+@pytest.mark.parametrize("layers", [1, 10, 74])
+def test_sensitivity_has_two_bars_per_layer(layers):
+    names = [f"blocks.{index}.mlp.fc1" for index in range(layers)]
+    sqnr, agreement = np.linspace(10, 60, layers), np.linspace(70, 100, layers)
+    figure = sensitivity_figure(sqnr, agreement, names)
+    assert_tidy(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    for panel, values in zip(figure.axes, (sqnr, agreement), strict=True):
+        bars = panel.patches
+        np.testing.assert_allclose([bar.get_width() for bar in bars], values)
+        np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in bars], np.arange(layers))
+
+
+def test_a_layer_that_costs_nothing_has_no_bar():
+    figure = sensitivity_figure(np.array([np.inf, 20.0]), np.array([100.0, 90.0]), ["a", "b"])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("sqnr", "agreement", "layers", "message"),
+    [([], [], [], "at least one"), ([1.0], [1.0, 2.0], ["a"], "agreement"), ([1.0], [1.0], ["a", "b"], "sqnr")],
+)
+def test_sensitivities_of_another_number_of_layers_are_refused(sqnr, agreement, layers, message):
+    with pytest.raises(ValueError, match=message):
+        sensitivity_figure(np.array(sqnr), np.array(agreement), layers)
 
 
 def test_accuracy_places_dots_and_published_rings():

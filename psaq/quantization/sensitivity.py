@@ -1,0 +1,168 @@
+"""How sensitive each layer is: what the logits lose when it alone is quantised."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.evaluation import Logits, logit_sqnr, most_likely
+from psaq.files import write_text, write_whole
+from psaq.images.batches import CalibrationImages, image_batches
+from psaq.progress import progress_bar
+from psaq.quantization.calibration import calibrate_at_once, prepared
+from psaq.quantization.points import WEIGHT, Point, layer_of, live_points
+from psaq.quantization.recipes import Recipe
+from psaq.quantization.weights import bits_at
+from psaq_plots import Style, save_figure, sensitivity_figure
+
+Switches = Mapping[str, nn.Module]
+"""Point → what is to stand there."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What quantising one layer costs, all others in full precision.
+
+    Attributes:
+        weights: bits per weight, None where the layer has no weight to quantise.
+        activations: bits per activation, None where none is quantised.
+        logit_sqnr: 10·log10(Σ ref² / Σ (ref − q)²) over the logits, in dB; inf where nothing changes.
+        agreement: images whose predicted class stays, in percent.
+    """
+
+    layer: str
+    weights: int | None
+    activations: int | None
+    logit_sqnr: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers in the order of the model's modules."""
+
+    layers: tuple[LayerSensitivity, ...]
+
+    def worst_first(self) -> list[LayerSensitivity]:
+        """The layers by falling damage."""
+        return sorted(self.layers, key=lambda layer: layer.logit_sqnr)
+
+    def write_csv(self, path: Path | str) -> None:
+        """One row per layer. Raises PsaqError where ``path`` cannot be written."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([field.name for field in fields(LayerSensitivity)])
+        writer.writerows(astuple(layer) for layer in self.layers)
+        write_text(Path(path), table.getvalue())
+
+    def plot(self, path: Path | str | None = None, style: str | Style = "paper") -> Figure:
+        """A bar per layer; also written to ``path`` (png, svg or pdf) where one is given.
+
+        Raises:
+            PsaqError: an unknown style or ending, or ``path`` cannot be written.
+        """
+        sqnr, agreement = (
+            np.array([getattr(layer, name) for layer in self.layers]) for name in ("logit_sqnr", "agreement")
+        )
+        try:
+            figure = sensitivity_figure(sqnr, agreement, [layer.layer for layer in self.layers], style)
+            if path is not None:
+                write_whole(Path(path), lambda temporary: save_figure(figure, temporary))
+        except ValueError as error:
+            raise PsaqError(str(error)) from error
+        return figure
+
+    def __str__(self) -> str:
+        width = max(len(layer.layer) for layer in self.layers)
+        rows = [f"{'layer':<{width}}  bits  logit SQNR  agreement"]
+        rows += [
+            f"{layer.layer:<{width}}  {_bits(layer):<4}  {layer.logit_sqnr:>7.1f} dB  {layer.agreement:>7.1f} %"
+            for layer in self.layers
+        ]
+        return "\n".join(rows)
+
+
+def sensitivity(
+    model: nn.Module,
+    images: CalibrationImages,
+    recipe: Recipe | None = None,
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Sensitivity:
+    """Quantise one layer after the other, each alone, and compare the logits with the model's own.
+
+    Args:
+        model: as for `psaq.quantize`; left untouched.
+        images: both calibrated and measured on.
+        recipe: bits, scope and quantisers; W4A8 of `Recipe.accurate` by default. Weights are rounded to nearest:
+            what makes up for other layers' errors has nothing to do where only one is quantised.
+
+    Raises:
+        PsaqError: as `psaq.quantize`.
+    """
+    recipe = recipe or Recipe.accurate(4, 8)
+    batches = list(image_batches(images, batch_size, next(model.parameters()).device))
+    qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
+    calibrate_at_once(qmodel, calibrated_on, recipe, progress)
+    layers = switched_off(qmodel)
+    costs = costs_alone(qmodel, batches, layers, progress)
+    return Sensitivity(tuple(_row(qmodel, layer, layers[layer], recipe, *cost) for layer, cost in costs.items()))
+
+
+def switched_off(qmodel: nn.Module) -> dict[str, Switches]:
+    """Turn every point off; returns what stood there, layer by layer."""
+    layers: dict[str, dict[str, nn.Module]] = {}
+    for name, quantizer in live_points(qmodel).items():
+        layers.setdefault(layer_of(name) or name, {})[name] = quantizer
+        qmodel.set_submodule(name, Point())
+    return dict(layers)
+
+
+def costs_alone(
+    qmodel: nn.Module, batches: list[Tensor], switches: Mapping[str, Switches], progress: bool
+) -> dict[str, tuple[float, float]]:
+    """Logit SQNR in dB and agreement in percent where only the points of one entry are on, entry by entry."""
+    reference = _logits(qmodel, batches)
+    costs = {}
+    for entry, points in progress_bar(switches.items(), description="Sensitivity", unit="layer", enabled=progress):
+        for name, quantizer in points.items():
+            qmodel.set_submodule(name, quantizer)
+        logits = _logits(qmodel, batches)
+        for name in points:
+            qmodel.set_submodule(name, Point())
+        costs[entry] = logit_sqnr(logits, reference), _agreement(logits, reference)
+    return costs
+
+
+@torch.no_grad()
+def _logits(qmodel: nn.Module, batches: list[Tensor]) -> Logits:
+    return torch.cat([qmodel(batch).float().cpu() for batch in batches])
+
+
+def _agreement(logits: Logits, reference: Logits) -> float:
+    return 100 * (most_likely(logits, 1) == most_likely(reference, 1)).double().mean().item()
+
+
+def _row(
+    qmodel: nn.Module, layer: str, points: Switches, recipe: Recipe, sqnr: float, agreement: float
+) -> LayerSensitivity:
+    weights, activations = bits_at(qmodel, next(iter(points)), recipe)
+    has_weight = any(name.endswith(f".{WEIGHT}") for name in points)
+    has_activation = any(not name.endswith(f".{WEIGHT}") for name in points)
+    return LayerSensitivity(
+        layer, weights if has_weight else None, activations if has_activation else None, sqnr, agreement
+    )
+
+
+def _bits(layer: LayerSensitivity) -> str:
+    """ "W4A8", "W4" or "A8"."""
+    weights = "" if layer.weights is None else f"W{layer.weights}"
+    return weights if layer.activations is None else f"{weights}A{layer.activations}"
