@@ -9,6 +9,10 @@ COMMANDS = {
     "demo": ("psaq.demo:Demo", "quantise both bundled models end to end, with a table and pictures"),
     "synthesize": ("psaq.commands.synthesize:Synthesize", "make calibration images from a model alone"),
     "quantize": ("psaq.commands.quantize:Quantize", "quantise a model on calibration images"),
+    "sensitivity": (
+        "psaq.commands.sensitivity:MeasureSensitivity",
+        "measure what quantising each layer alone costs",
+    ),
     "evaluate": ("psaq.commands.evaluate:Evaluate", "measure accuracy and agreement with the FP model"),
     "table1": ("psaq.commands.table1:Table1", "repeat the paper's Table 1: real images, noise, synthesised images"),
     "export": ("psaq.commands.export:Export", "write a quantised model as ONNX and check it in onnxruntime"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from psaq.cli import run_command
 from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
+from psaq.commands.sensitivity import MeasureSensitivity
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.images.batches import gaussian_images
@@ -24,6 +27,7 @@ from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load
 from psaq.quantization.points import live_points
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.sensitivity import sensitivity
 from psaq.synthesis import SynthesisConfig
 
 
@@ -51,7 +55,9 @@ def same_scales(one, other):
 
 
 def test_noise_calibrates_on_what_gaussian_images_gives(vit, tmp_path, capsys):
-    Quantize(precision="W4A6", scope="matmul", gaussian=True, num_images=3, seed=5, out=tmp_path / "run").run()
+    Quantize(
+        precision="W4A6", recipe="paper", scope="matmul", gaussian=True, num_images=3, seed=5, out=tmp_path / "run"
+    ).run()
     qmodel = load(tmp_path / "run" / "model.safetensors", vit)
     assert same_scales(qmodel, quantize(vit, gaussian_images(vit, 3, 5), Recipe.paper(4, 6, "matmul")))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -60,7 +66,7 @@ def test_noise_calibrates_on_what_gaussian_images_gives(vit, tmp_path, capsys):
 
 
 def test_a_folder_gives_its_first_pictures(vit, photos, tmp_path):
-    Quantize(images=photos, num_images=3, crop_pct=0.9, out=tmp_path / "run").run()
+    Quantize(recipe="paper", images=photos, num_images=3, crop_pct=0.9, out=tmp_path / "run").run()
     first = [photos / "class0" / "0.png", photos / "class0" / "1.png", photos / "class1" / "0.png"]
     assert picture_files([photos])[:3] == first
     expected = quantize(vit, load_pictures(first, vit, crop_pct=0.9), Recipe.paper())
@@ -71,17 +77,65 @@ def test_a_run_of_synthesis_gives_its_images(vit, tmp_path):
     config = data_config(vit)
     images = SyntheticImages(torch.randn(4, 3, 32, 32), torch.arange(4), config.mean, config.std)
     images.save(tmp_path / "images")
-    Quantize(images=tmp_path / "images", out=tmp_path / "run").run()
+    Quantize(recipe="paper", images=tmp_path / "images", out=tmp_path / "run").run()
     expected = quantize(vit, images, Recipe.paper())
     assert same_scales(load(tmp_path / "run" / "model.safetensors", vit), expected)
 
 
 def test_without_images_they_are_synthesised(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(SynthesisConfig, "steps", 2)
-    monkeypatch.setattr("psaq.commands.quantize.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
+    monkeypatch.setattr("psaq.commands.calibration.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
     Quantize(num_images=2, out=tmp_path / "run").run()
     assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 2
     assert load(tmp_path / "run" / "model.safetensors", vit)
+
+
+def saved_recipe(folder, vit):
+    return load(folder / "model.safetensors", vit).psaq_recipe
+
+
+def test_recipes_scopes_and_overrides_go_by_their_options(vit, tmp_path):
+    def recipe(name, **options):
+        Quantize(gaussian=True, num_images=2, out=tmp_path / name, **options).run()
+        return saved_recipe(tmp_path / name, vit)
+
+    assert recipe("usual", precision="W4A8") == Recipe.accurate(4, 8)
+    assert recipe("linear", scope="linear") == Recipe.accurate(8, 8, "linear")
+    assert recipe("paper", recipe="paper", faithful=True) == Recipe.paper(8, 8, faithful=True)
+    overrides = ("blocks.*.mlp.fc2=W8A6", "head=w3a8")
+    expected = replace(Recipe.accurate(4, 8), overrides=(("blocks.*.mlp.fc2", 8, 6), ("head", 3, 8)))
+    assert recipe("overrides", precision="W4A8", override=overrides) == expected
+
+
+def test_options_are_read_from_the_command_line(vit, tmp_path):
+    options = ["--gaussian", "--num-images", "2", "--precision", "W4A8", "--out", str(tmp_path / "run")]
+    run_command(Quantize, [*options, "--override", "*.fc2=W8A8", "--override", "head=W5A8", "--recipe", "paper"])
+    assert saved_recipe(tmp_path / "run", vit).overrides == (("*.fc2", 8, 8), ("head", 5, 8))
+
+
+def test_a_budget_is_kept_and_what_it_came_to_is_said(vit, tmp_path, capsys):
+    Quantize(gaussian=True, num_images=2, budget="80%", out=tmp_path / "run").run()
+    assert "weights: " in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    recipe = saved_recipe(tmp_path / "run", vit)
+    assert record["results"]["overrides"] == [list(override) for override in recipe.overrides]
+    assert recipe.overrides
+    limit = (tmp_path / "run" / "model.safetensors").stat().st_size + 500
+    Quantize(gaussian=True, num_images=2, budget=f"{limit / 1e3}kB", out=tmp_path / "again").run()
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size <= limit
+
+
+def test_sensitivity_writes_a_table_and_a_picture(vit, tmp_path, capsys):
+    MeasureSensitivity(gaussian=True, num_images=2, out=tmp_path / "run").run()
+    expected = sensitivity(vit, gaussian_images(vit, 2), Recipe.accurate(4, 8))
+    rows = (tmp_path / "run" / "sensitivity.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(expected.layers)
+    assert (tmp_path / "run" / "sensitivity.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert "blocks.1.mlp.fc2" in said
+    assert f"most sensitive: {expected.worst_first()[0].layer}, " in said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["results"]["most_sensitive"][0] == expected.worst_first()[0].layer
 
 
 def test_evaluate_prints_and_records_what_the_function_returns(vit, photos, tmp_path, capsys):
@@ -115,6 +169,13 @@ def test_bundled_models_are_measured_on_scenes(monkeypatch, capsys):
         (Quantize(precision="W8A9"), "activations"),
         (Quantize(gaussian=True, num_images=0), "0 images"),
         (Quantize(gaussian=True, images="/nowhere"), "--gaussian"),
+        (Quantize(faithful=True), "--recipe paper"),
+        (Quantize(override=("blocks.*",)), "PATTERN=W8A8"),
+        (Quantize(override=("blocks.*=8",)), "W4A8"),
+        (Quantize(override=("blocks.*=W9A8",)), "override blocks.*: 9"),
+        (Quantize(gaussian=True, num_images=2, override=("block.*=W8A8",)), "fits no layer"),
+        (Quantize(budget="small"), "3.5MB"),
+        (Quantize(gaussian=True, num_images=2, budget="1kB"), "cannot be that small"),
         (Evaluate(ModelOptions(model="deit_tiny")), "--images"),
     ],
 )

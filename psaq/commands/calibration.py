@@ -1,0 +1,88 @@
+"""What every command that calibrates asks for: a model, a recipe's bits, and images or none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from torch import nn
+
+from psaq.commands.options import ModelOptions
+from psaq.errors import PsaqError
+from psaq.images.batches import CalibrationImages, gaussian_images
+from psaq.images.pictures import load_pictures, normalised_for, picture_files
+from psaq.images.synthetic import FILE_NAME, load_images
+from psaq.quantization.points import Scope
+from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.folder import synthesize_into
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """Base of the commands that calibrate."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    precision: str = "W8A8"
+    """Bits of weights and activations, 2 to 8 each."""
+    recipe: Literal["accurate", "paper"] = "accurate"
+    """The most accurate quantiser psaq has, or the paper's."""
+    scope: Scope | None = None
+    """Which activations: the inputs of every matrix product (matmul; the accurate recipe's default), those of the
+    linear layers (linear), or the authors' points (all; the paper recipe's default)."""
+    faithful: bool = False
+    """With the paper's recipe: keep the flaw of the authors' code, activation ranges without zero lose their far
+    end."""
+    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Other bits for some layers, "blocks.*.mlp.fc2=W8A8"; may be given several times, the first that fits counts."""
+    images: Path | None = None
+    """Calibrate on these: a run of ``psaq synthesize``, or a folder of real pictures."""
+    gaussian: bool = False
+    """Calibrate on noise."""
+    num_images: int = 32
+    """How many calibration images; of a folder, the first in sorted path order."""
+    crop_pct: float | None = None
+    """For real pictures: part of the resized side that the centre crop keeps; by default the model's own."""
+    seed: int = 0
+    """Of noise or synthesis."""
+    out: Path | None = None
+    """The run's folder; by default runs/COMMAND-MODEL-PRECISION."""
+
+    def chosen_recipe(self) -> Recipe:
+        """The recipe that the options describe. Raises PsaqError where they do not go together."""
+        weights, activations = parse_precision(self.precision)
+        if self.faithful and self.recipe != "paper":
+            raise PsaqError("--faithful: the flaw is the paper recipe's; add --recipe paper")
+        scope = {} if self.scope is None else {"scope": self.scope}
+        recipe = RECIPES[self.recipe](weights, activations, **scope)
+        overrides = tuple(parse_override(text) for text in self.override)
+        return replace(recipe, faithful=self.faithful, overrides=overrides)
+
+    def folder(self, command: str) -> Path:
+        """Where the run goes."""
+        return self.out or Path("runs") / f"{command}-{self.model.model}-{self.precision}"
+
+    def config(self) -> Mapping[str, object]:
+        """What the run's record keeps: every option but the place."""
+        return {name: value for name, value in vars(self).items() if name != "out"}
+
+    def calibration_images(self, model: nn.Module, folder: Path) -> CalibrationImages:
+        """The images asked for; without a word on them, synthesised into ``folder``."""
+        if self.images is not None and self.gaussian:
+            raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
+        if self.gaussian:
+            return gaussian_images(model, self.num_images, self.seed)
+        if self.images is None:
+            return synthesize_into(folder, model, SynthesisConfig(num_images=self.num_images, seed=self.seed))
+        if self.images.is_file() or (self.images / FILE_NAME).exists():
+            return normalised_for(model, load_images(self.images))[: self.num_images]
+        return load_pictures(picture_files([self.images])[: self.num_images], model, crop_pct=self.crop_pct)
+
+
+def parse_override(text: str) -> Override:
+    """ "blocks.*.mlp.fc2=W8A8" as (pattern, 8, 8). Raises PsaqError for anything else."""
+    pattern, equals, precision = text.partition("=")
+    if not pattern or not equals:
+        raise PsaqError(f"override {text!r}: write it as PATTERN=W8A8, the layers' names and their bits")
+    return pattern, *parse_precision(precision)

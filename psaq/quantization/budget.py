@@ -1,0 +1,194 @@
+"""Bits per layer for a file of a given size, picked by what each layer costs alone."""
+
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from psaq.errors import PsaqError
+from psaq.images.batches import CalibrationImages, image_batches
+from psaq.quantization.affine import MAX_BITS
+from psaq.quantization.calibration import calibrate_at_once, prepared
+from psaq.quantization.checkpoint import save
+from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.points import WEIGHT, all_points, layer_of, weight_points
+from psaq.quantization.recipes import Override, Recipe
+from psaq.quantization.sensitivity import costs_alone, switched_off
+from psaq.quantization.weights import bits_at, weight_quantizer
+from psaq_kernels.packing import NIBBLE_BITS, packed_length
+
+_WIDTHS = (3, 4, 5, 6, 8)
+_STATES = 200_000  # sizes that the search tells apart
+_PER_TENSOR = 200  # bytes of header that one more tensor takes, at most
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a layer's weight: its bits, its bytes in the file, the noise that it adds to the logits."""
+
+    bits: int
+    size: int
+    noise: float
+
+
+Budget = Callable[[int], int]
+"""The size of the file with every weight at 8 bits → the size allowed."""
+
+
+def parse_budget(text: str) -> Budget:
+    """ "3.5MB", "900kB" (powers of ten) or "60%" of the size with every weight at 8 bits.
+
+    Raises:
+        PsaqError: anything else, or nothing.
+    """
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(kB|MB|GB|%)\s*", text, flags=re.IGNORECASE)
+    if parts is None or float(parts[1]) == 0:
+        raise PsaqError(f'budget {text!r}: write it as "3.5MB", "900kB" or "60%", the part of the size at 8 bits')
+    number, unit = float(parts[1]), parts[2].lower()
+    if unit == "%":
+        return lambda at_8_bits: int(at_8_bits * number / 100)
+    return lambda _: int(number * {"kb": 1e3, "mb": 1e6, "gb": 1e9}[unit])
+
+
+def fit_budget(
+    model: nn.Module,
+    images: CalibrationImages,
+    recipe: Recipe,
+    budget: Budget,
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Recipe:
+    """The recipe with bits per weight, layer by layer, that add the least noise to the logits in a file of this size.
+
+    A weight of 4 bits or fewer takes half a byte in the file and any other a whole one, so that each layer gets 4 or
+    8 bits. The noise of each is measured alone, and noises add up. Layers that an override of the recipe names keep
+    its bits.
+
+    Args:
+        budget: what `parse_budget` returns.
+
+    Raises:
+        PsaqError: no choice of bits is small enough; the message says how small the file can be.
+    """
+    batches = list(image_batches(images, batch_size, next(model.parameters()).device))
+    qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
+    free = {name: layer_of(name) for name in weight_points(all_points(qmodel)) if not _is_named(layer_of(name), recipe)}
+    at_8_bits = _file_size(qmodel, calibrated_on, recipe, free)
+    switched_off(qmodel)
+    sizes = {layer: _sizes(qmodel.get_parameter(f"{layer}.weight")) for layer in free.values()}
+    room = budget(at_8_bits) - at_8_bits + sum(max(options) for options in sizes.values())
+    _check_room(room, sizes, budget(at_8_bits))
+    choices = _measured(qmodel, batches, sizes, recipe, progress)
+    return _with_bits(qmodel, recipe, pick_bits(choices, room))
+
+
+def pick_bits(choices: Mapping[str, Sequence[Choice]], room: int) -> dict[str, int]:
+    """One choice per layer, together at most ``room`` bytes, with the least sum of noise.
+
+    Exact where the sizes share a large factor, as those of layers do; otherwise sizes are rounded up a little.
+    """
+    smallest = {layer: min(choice.size for choice in options) for layer, options in choices.items()}
+    spare = room - sum(smallest.values())
+    extra = {layer: [option.size - smallest[layer] for option in options] for layer, options in choices.items()}
+    if spare >= sum(max(sizes) for sizes in extra.values()):
+        return {layer: min(options, key=lambda option: option.noise).bits for layer, options in choices.items()}
+    unit = max(math.gcd(*(size for sizes in extra.values() for size in sizes)), spare // _STATES, 1)
+    least = np.zeros(spare // unit + 1)
+    picks: dict[str, np.ndarray] = {}
+    for layer, options in choices.items():
+        noises = [_shifted(least, -(-size // unit)) + o.noise for size, o in zip(extra[layer], options, strict=True)]
+        picks[layer] = np.argmin(noises, axis=0).astype(np.uint8)
+        least = np.min(noises, axis=0)
+    return dict(_traced_back(choices, extra, picks, unit))
+
+
+def _traced_back(
+    choices: Mapping[str, Sequence[Choice]],
+    extra: Mapping[str, list[int]],
+    picks: dict[str, np.ndarray],
+    unit: int,
+) -> Iterator[tuple[str, int]]:
+    left = len(next(iter(picks.values()))) - 1 if picks else 0
+    for layer in reversed(picks):
+        index = int(picks[layer][left])
+        left -= -(-extra[layer][index] // unit)
+        yield layer, choices[layer][index].bits
+
+
+def _shifted(least: np.ndarray, units: int) -> np.ndarray:
+    """The least noise where so many units are spent on one more layer."""
+    return np.concatenate([np.full(min(units, len(least)), np.inf), least])[: len(least)]
+
+
+def _measured(
+    qmodel: nn.Module, batches: list[Tensor], sizes: Mapping[str, Mapping[int, int]], recipe: Recipe, progress: bool
+) -> dict[str, list[Choice]]:
+    """Every way to store each layer's weight, with the noise that it adds when all others are in float."""
+    entries = {(layer, size, bits): f"{layer} at {bits} bits" for layer in sizes for size, bits in sizes[layer].items()}
+    switches = {
+        entry: {f"{layer}.{WEIGHT}": weight_quantizer(qmodel.get_parameter(f"{layer}.weight"), bits, recipe)}
+        for (layer, _, bits), entry in entries.items()
+    }
+    costs = costs_alone(qmodel, batches, switches, progress)
+    choices: dict[str, list[Choice]] = {}
+    for (layer, size, bits), entry in entries.items():
+        choices.setdefault(layer, []).append(Choice(bits, size, 10 ** (-costs[entry][0] / 10)))
+    return choices
+
+
+def _sizes(weight: Tensor) -> dict[int, int]:
+    """Bytes in the file → the most bits per weight that they hold."""
+    columns = weight[0].numel()
+    sizes = {bits: len(weight) * (packed_length(columns) if bits <= NIBBLE_BITS else columns) for bits in _WIDTHS}
+    return {size: bits for bits, size in sizes.items()}
+
+
+def _file_size(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, free: Mapping[str, str]) -> int:
+    """An upper bound of the file's size with every free weight at 8 bits, whatever bits replace them later."""
+    every = tuple((layer, MAX_BITS, bits_at(qmodel, point, recipe)[1]) for point, layer in free.items())
+    widest = replace(recipe, overrides=(*recipe.overrides, *every))
+    calibrate_at_once(qmodel, batches, widest, progress=False)
+    qmodel.psaq_recipe = widest  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        save(qmodel, Path(folder) / "widest.safetensors")
+        size = (Path(folder) / "widest.safetensors").stat().st_size
+    return size + (_added_biases(qmodel) if recipe.bias_compensation else 0)
+
+
+def _added_biases(qmodel: nn.Module) -> int:
+    layers = [layer for layer in qmodel.modules() if isinstance(layer, QuantLinear | QuantConv2d)]
+    return sum(4 * len(layer.weight) + _PER_TENSOR for layer in layers if layer.bias is None)
+
+
+def _check_room(room: int, sizes: Mapping[str, Mapping[int, int]], budget: int) -> None:
+    missing = sum(min(options) for options in sizes.values()) - room
+    if missing > 0:
+        smallest = math.ceil((budget + missing) / 1e4) / 100
+        raise PsaqError(
+            f"budget {budget / 1e6:.3g} MB: the file cannot be that small; with every weight that may be at "
+            f"{NIBBLE_BITS} bits it takes {smallest:.2f} MB. Give at least that"
+        )
+
+
+def _with_bits(qmodel: nn.Module, recipe: Recipe, bits: Mapping[str, int]) -> Recipe:
+    """The most frequent bits become the recipe's own, the others overrides."""
+    if not bits:
+        return recipe
+    usual = replace(recipe, weights=Counter(bits.values()).most_common(1)[0][0])
+    own = {layer: bits_at(qmodel, f"{layer}.{WEIGHT}", usual) for layer in bits}
+    others: list[Override] = [
+        (layer, bits[layer], own[layer][1]) for layer in sorted(bits) if bits[layer] != own[layer][0]
+    ]
+    return replace(usual, overrides=(*recipe.overrides, *others))
+
+
+def _is_named(layer: str, recipe: Recipe) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern, _, _ in recipe.overrides)
