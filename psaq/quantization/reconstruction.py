@@ -25,6 +25,7 @@ def reconstruct(
         outputs: what the block emits in the full-precision model.
         steps: of Adam, the rate falling to zero.
     """
+    trainable = {parameter: parameter.requires_grad for parameter in block.parameters()}
     optimizer = torch.optim.Adam(_parameter_groups(block))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(0)
@@ -37,6 +38,9 @@ def reconstruct(
             optimizer.step()
             schedule.step()
     _settle(block)
+    for parameter, wanted in trainable.items():
+        parameter.grad = None
+        parameter.requires_grad_(wanted)
 
 
 def _parameter_groups(block: nn.Module) -> list[dict[str, object]]:
@@ -54,9 +58,7 @@ def _parameter_groups(block: nn.Module) -> list[dict[str, object]]:
 
 @torch.no_grad()
 def _settle(block: nn.Module) -> None:
-    """Put the weights on their grids, and leave no gradient behind."""
+    """Put the weights on their grids."""
     for module in block.modules():
         if isinstance(module, QuantLinear | QuantConv2d):
             module.weight.copy_(module.weight_quantizer(module.weight))
-    for parameter in block.parameters():
-        parameter.grad = None

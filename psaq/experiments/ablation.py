@@ -1,0 +1,133 @@
+"""What each part of the accurate recipe is worth: quantise a real model with that part off (or on), and evaluate.
+
+python -m psaq.experiments.ablation --weights W.safetensors --val imagenet/val --images RUN
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from psaq.cli import run_command
+from psaq.evaluation import collect_logits, compare
+from psaq.files import write_text
+from psaq.images.imagenet import imagenet
+from psaq.images.synthetic import load_images
+from psaq.models.zoo import load_model
+from psaq.quantization.calibration import quantize
+from psaq.quantization.recipes import Recipe, parse_precision
+
+PARTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "weight scales from the largest": {"weight_scales": "max"},
+    "uniform softmax levels": {"softmax": "uniform"},
+    "one range for GELU": {"gelu": "uniform"},
+    "weights to the nearest level": {"rounding": "nearest"},
+    "no equalised attention": {"equalize": False},
+    "no bias compensation": {"bias_compensation": False},
+    "no flat copies": {"flat_copies": 0},
+    "no reconstruction": {"reconstruction_steps": 0},
+    "reconstruction, 60 steps": {"reconstruction_steps": 60},
+    "first and last layer as the others": {"ends": None},
+    "no folded LayerNorm": {"fold": 0.0},
+    "folded LayerNorm, strength 0.5": {"fold": 0.5},
+    "full ranges": {"ranges": "full"},
+    "searched ranges": {"ranges": "search"},
+    "error correction by ridge regression, 1": {"error_correction": 1.0},
+}
+"""What is changed → the fields of `Recipe.accurate` that it changes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe and what came out of it; accuracy and agreement in percent, SQNR in dB."""
+
+    precision: str
+    change: str
+    top1: float
+    agreement: float
+    logit_sqnr: float
+    fp_top1: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Quantise DeiT-Tiny with parts of the accurate recipe off or on; started again, measure only what is missing."""
+
+    weights: Path
+    """DeiT-Tiny's safetensors file."""
+    val: Path
+    """Labelled images to evaluate on, one folder per wnid."""
+    images: Path
+    """Calibration images: a run of ``psaq synthesize``."""
+    model: str = "deit_tiny"
+    """The model's name."""
+    crop_pct: float = 0.987
+    """Of the evaluation."""
+    precisions: tuple[str, ...] = ("W4A8",)
+    """Bits of weights and activations."""
+    changes: tuple[str, ...] = field(default_factory=lambda: tuple(PARTS))
+    """Which changes to measure, by name; one that changes nothing at a precision is left out."""
+    out: Path = Path(__file__).parent / "results" / "ablation_deit_tiny.csv"
+    """The table; rows that are there already are kept."""
+
+    def run(self) -> None:
+        rows = read_rows(self.out)
+        model = load_model(self.model, self.weights)
+        images, dataset = load_images(self.images), imagenet(self.val, model, self.crop_pct)
+        reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
+        for precision, change in self._missing(rows):
+            recipe = Recipe.accurate(*parse_precision(precision), **PARTS[change])
+            qmodel = quantize(model, images, recipe, progress=True)
+            rows.append(_measured(qmodel, dataset, reference, labels, precision, change))
+            write_rows(self.out, rows)
+            print(rows[-1])
+
+    def _missing(self, rows: list[Row]) -> list[tuple[str, str]]:
+        done = {(row.precision, row.change) for row in rows}
+        wanted = [(precision, change) for precision in self.precisions for change in self.changes]
+        return [pair for pair in wanted if pair not in done and _changes_something(*pair)]
+
+
+def _changes_something(precision: str, change: str) -> bool:
+    usual = Recipe.accurate(*parse_precision(precision))
+    return not PARTS[change] or Recipe.accurate(*parse_precision(precision), **PARTS[change]) != usual
+
+
+def _measured(qmodel: nn.Module, dataset: Any, reference: Tensor, labels: Tensor, precision: str, change: str) -> Row:
+    logits, _ = collect_logits(qmodel, dataset, batch_size=50, progress=True, description=f"{precision}, {change}")
+    report, full = compare(logits, labels, reference), compare(reference, labels)
+    assert report.agreement is not None
+    assert report.logit_sqnr is not None
+    return Row(precision, change, report.top1, report.agreement, report.logit_sqnr, full.top1, report.n)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What is in the table so far; nothing where there is none."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_row(line) for line in csv.DictReader(file)]
+
+
+def _row(line: Mapping[str, str]) -> Row:
+    return Row(**{column.name: column.type(line[column.name]) for column in fields(Row)})  # type: ignore[operator]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """The table, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [column.name for column in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()})
+    write_text(path, text.getvalue())
+
+
+if __name__ == "__main__":
+    run_command(Ablation)

@@ -1,0 +1,61 @@
+"""The ablation: every change measured once, also when it was interrupted; no change that changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from psaq.evaluation import evaluate
+from psaq.experiments import ablation
+from psaq.experiments.ablation import PARTS, Ablation, read_rows
+from psaq.images.imagenet import imagenet
+from psaq.images.synthetic import SyntheticImages
+from psaq.models.zoo import data_config
+from psaq.quantization.calibration import quantize
+from psaq.quantization.recipes import Recipe
+
+
+@pytest.fixture
+def options(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "load_model", lambda *_: vit)
+    for index in range(10):
+        folder = tmp_path / "val" / f"class{index}"
+        folder.mkdir(parents=True)
+        Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / "a.png")
+    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
+    changes = ("as it is", "no bias compensation", "folded LayerNorm, strength 0.5", "no folded LayerNorm")
+    return Ablation(
+        tmp_path / "unused", tmp_path / "val", tmp_path / "run", changes=changes, out=tmp_path / "table.csv"
+    )
+
+
+def test_a_change_is_measured_as_evaluate_does(options, vit):
+    options.run()
+    rows = read_rows(options.out)
+    assert [row.change for row in rows] == list(options.changes[:3])  # at 8 bits nothing is folded anyway
+    qmodel = quantize(vit, _images(options), Recipe.accurate(4, 8, fold=0.5))
+    expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
+    assert (rows[2].top1, rows[2].agreement, rows[2].n) == (expected.top1, expected.agreement, 10)
+    assert rows[2].logit_sqnr == pytest.approx(expected.logit_sqnr, abs=1e-3)
+
+
+def test_rows_that_are_there_are_kept(options, monkeypatch):
+    replace(options, changes=("as it is",)).run()
+    before = options.out.read_text()
+    measured = []
+    monkeypatch.setattr(ablation, "quantize", lambda *a, **k: measured.append(a) or quantize(*a, **k))
+    options.run()
+    assert len(measured) == 2
+    assert options.out.read_text().startswith(before)
+
+
+@pytest.mark.parametrize("change", PARTS)
+def test_every_change_is_a_recipe_and_counts_at_some_precision(change):
+    recipes = [(Recipe.accurate(w, a), Recipe.accurate(w, a, **PARTS[change])) for w, a in ((8, 8), (4, 8), (4, 4))]
+    assert not PARTS[change] or any(usual != changed for usual, changed in recipes)
+
+
+def _images(options):
+    return ablation.load_images(options.images)

@@ -1,0 +1,64 @@
+"""Reconstruction: the block's error falls, weights end on their grids, everything repeats."""
+
+import copy
+
+import pytest
+import torch
+
+from psaq.quantization.calibration import quantize
+from psaq.quantization.layers import QuantLinear
+from psaq.quantization.recipes import Recipe
+from psaq.quantization.reconstruction import reconstruct
+
+RECIPE = Recipe.accurate(3, 4, reconstruction_steps=0)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def block_and_data(vit, images):
+    """A quantised block, tokens that go in and what the full-precision block makes of them."""
+    qmodel = quantize(vit, images, RECIPE)
+    tokens = torch.randn(8, 17, vit.embed_dim, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return qmodel.blocks[0], tokens, vit.blocks[0](tokens)
+
+
+def error(block, tokens, outputs):
+    with torch.no_grad():
+        return float((block(tokens) - outputs).square().mean())
+
+
+def test_the_error_falls(block_and_data):
+    block, tokens, outputs = block_and_data
+    before = error(block, tokens, outputs)
+    reconstruct(block, tokens, outputs, steps=100)
+    assert error(block, tokens, outputs) < 0.9 * before
+
+
+def test_weights_end_on_their_grids_and_ranges_stay(block_and_data):
+    block, tokens, outputs = block_and_data
+    scales = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    reconstruct(block, tokens, outputs, steps=5)
+    for layer in (module for module in block.modules() if isinstance(module, QuantLinear)):
+        torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
+    assert all(torch.equal(buffer, scales[name]) for name, buffer in block.named_buffers())
+    assert all(parameter.grad is None for parameter in block.parameters())
+
+
+def test_it_repeats_bit_by_bit(block_and_data):
+    block, tokens, outputs = block_and_data
+    twin = copy.deepcopy(block)
+    for one in (block, twin):
+        reconstruct(one, tokens, outputs, steps=5)
+    assert all(torch.equal(a, b) for a, b in zip(block.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+def test_quantize_trains_its_blocks_and_leaves_frozen_parameters_frozen(vit, images):
+    vit.requires_grad_(False)
+    plain, trained = quantize(vit, images, RECIPE), quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3))
+    assert not torch.equal(plain.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
