@@ -86,7 +86,7 @@ def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _architecture(header: Mapping[str, Any]) -> nn.Module:
     if header["model"] is None:
         raise PsaqError("holds a module that timm cannot build by name; pass it: psaq.load(path, model=module)")
-    model = build_model(ModelSource(**header["model"]))
+    model = _without_memory(source := ModelSource(**header["model"])) or build_model(source)
     config = DataConfig(**header["data"])
     model.pretrained_cfg = {  # type: ignore[assignment]
         **model.pretrained_cfg,  # type: ignore[dict-item]
@@ -94,6 +94,20 @@ def _architecture(header: Mapping[str, Any]) -> nn.Module:
         "input_size": (3, *config.image_size),
     }
     return model
+
+
+def _without_memory(source: ModelSource) -> nn.Module | None:
+    """The architecture on torch's meta device: no weight is initialised only to be overwritten. None where something
+    that the file does not hold, such as a Swin's window masks, would be left there."""
+    try:
+        with torch.device("meta"):
+            model = build_model(source)
+    except PsaqError:  # the architecture computes with its tensors while it is built
+        return None
+    held = model.state_dict().keys()
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    left = any(name not in held for name, _ in model.named_buffers())
+    return None if left or any(isinstance(value, Tensor) for value in attributes) else model
 
 
 def _description(point: nn.Module) -> dict[str, Any]:
@@ -141,8 +155,11 @@ def _unpacked(
 
 
 def _load_strictly(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors of the file take the place of those that have no memory yet; the others are copied into."""
+    expected = qmodel.state_dict()
+    typed = {name: tensor.to(expected[name].dtype) if name in expected else tensor for name, tensor in tensors.items()}
     try:
-        qmodel.load_state_dict(dict(tensors), strict=True)
+        qmodel.load_state_dict(typed, strict=True, assign=any(tensor.is_meta for tensor in expected.values()))
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise _misfit(qmodel, f"{first}…") from error

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, read_safetensors, save_tensors
@@ -41,6 +42,55 @@ def test_outputs_are_the_same_bits_after_a_round_trip(named_vit, images, tmp_pat
     assert not loaded.training
     assert loaded.psaq_recipe == Recipe.paper(bits, 8, scope)
     assert data_config(loaded) == data_config(named_vit)
+
+
+def test_no_weight_is_initialised_to_be_overwritten(named_vit, images, tmp_path):
+    qmodel = quantize(named_vit, images, Recipe.accurate(4, 8))
+    save(qmodel, tmp_path / "q.safetensors")
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    with _Initialising() as initialising:
+        loaded = load(tmp_path / "q.safetensors")
+    assert initialising.drawn == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(loaded(images), qmodel(images))
+    with _Initialising() as initialising:
+        build_model(named_source("vit_tiny_patch16_224.augreg_in21k_ft_in1k", NAMED))
+    assert initialising.drawn > 0
+
+
+class _Initialising(TorchDispatchMode):
+    """Counts the tensors in memory, not on the meta device, that random numbers are drawn into."""
+
+    drawn = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        random = any(name in function.__name__ for name in ("normal", "uniform", "rand"))
+        if random and isinstance(args[0], Tensor) and not args[0].is_meta:
+            self.drawn += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin", "deit_tiny_distilled_patch16_224"])
+def test_all_of_a_loaded_model_is_in_memory(name, tmp_path):
+    model = build_model(named_source(name, {"img_size": 32, "num_classes": 10} if "distilled" in name else None))
+    x = torch.randn(2, 3, *data_config(model).image_size, generator=torch.Generator().manual_seed(0))
+    qmodel = quantize(model, x, Recipe.paper(4, 8))
+    save(qmodel, tmp_path / "q.safetensors")
+    loaded = load(tmp_path / "q.safetensors")
+    everything = [*loaded.named_parameters(), *loaded.named_buffers()]
+    assert not any(tensor.is_meta for _, tensor in everything)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(x), qmodel(x))
+    kinds = {name: tensor.dtype for name, tensor in qmodel.state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == kinds
+
+
+def test_a_model_saved_in_half_precision_loads_in_float32(named_vit, images, tmp_path):
+    save(quantize(named_vit, images, Recipe.paper(4, 8)).half(), tmp_path / "q.safetensors")
+    loaded = load(tmp_path / "q.safetensors")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert loaded(images).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
