@@ -16,7 +16,7 @@ from psaq.quantization.points import all_points, live_points, points_in_scope, w
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.walk import Walk
 
-BARE = {"flat_copies": 0, "equalize": False, "fold": 0.0, "ranges": "full"}
+BARE = {"reconstruction_steps": 0, "flat_copies": 0, "equalize": False, "fold": 0.0, "ranges": "full"}
 
 
 @pytest.fixture
