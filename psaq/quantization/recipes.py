@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -157,8 +157,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _override(entry: Sequence[Any]) -> Override:
-    if len(entry) != 3 or not isinstance(entry[0], str):
+def _override(entry: Any) -> Override:
+    if not isinstance(entry, tuple | list) or len(entry) != 3 or not isinstance(entry[0], str):
         raise PsaqError(f"override {entry!r}: write it as (name pattern, bits per weight, bits per activation)")
     pattern, weights, activations = entry
     return pattern, check_bits(f"override {pattern}", weights), check_bits(f"override {pattern}", activations)

@@ -31,6 +31,8 @@ from psaq.quantization.recipes import RECIPES, Recipe
         ({"overrides": (("*", 8, 1),)}, r"override \*: 1"),
         ({"overrides": (("*", 8),)}, "bits per weight, bits per activation"),
         ({"overrides": ((1, 8, 8),)}, "name pattern"),
+        ({"overrides": (5,)}, "name pattern"),
+        ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
     ],
 )
 def test_wrong_values_are_named(wrong, message):
