@@ -20,7 +20,8 @@ def image_batches(
     """Batches of at most ``batch_size`` images in the model's normalised space, in order, on ``device``.
 
     Raises:
-        PsaqError: no image at all, not (images, 3, height, width), or NaN and infinity among the pixels.
+        PsaqError: no image at all, a path in their place, not (images, 3, height, width), or NaN and infinity among
+            the pixels.
     """
     if batch_size < 1:
         raise PsaqError(f"batch_size {batch_size}: must be at least 1")
@@ -48,6 +49,10 @@ def _tensors(images: CalibrationImages) -> Iterator[Tensor]:
         yield images.images
     elif isinstance(images, Tensor):
         yield images
+    elif isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        raise PsaqError(
+            f"images {images!r}: must be a tensor, batches, or what psaq.load_images reads from a folder of psaq"
+        )
     else:
         for batch in images:
             yield batch[0] if isinstance(batch, list | tuple) else batch

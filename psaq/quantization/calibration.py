@@ -23,7 +23,8 @@ from psaq.quantization.weights import bits_at, weight_quantizer
 def quantize(
     model: nn.Module, images: CalibrationImages, recipe: Recipe, *, batch_size: int = 32, progress: bool = False
 ) -> nn.Module:
-    """Quantise a vision transformer after training: one pass over the images, then fixed ranges.
+    """Quantise a vision transformer after training, with fixed ranges: in one pass over the images, or layer by layer
+    where the recipe makes each up for those before it.
 
     Args:
         model: a timm VisionTransformer, VisionTransformerDistilled or SwinTransformer; left untouched.
@@ -51,6 +52,8 @@ def prepared(
 ) -> tuple[nn.Module, list[Tensor]]:
     """A copy of the model that computes the same, rescaled as the recipe asks, every point off; and the batches that
     it is to be calibrated on. Raises PsaqError as `quantize` does."""
+    if not isinstance(recipe, Recipe):
+        raise PsaqError(f"recipe {recipe!r}: must be a Recipe, such as psaq.Recipe.accurate(weights=4, activations=8)")
     check_finite(model)
     qmodel = converted(model)
     check_overrides(qmodel, recipe)

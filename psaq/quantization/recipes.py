@@ -23,7 +23,7 @@ class Recipe:
     """How to quantise. W4A8 is ``Recipe.paper(weights=4, activations=8)``.
 
     Raises:
-        PsaqError: bits outside 2 to 8, or an unknown scope.
+        PsaqError: a field that is not what its comment says, named with what it may be.
     """
 
     weights: int = 8
@@ -67,23 +67,26 @@ class Recipe:
     def __post_init__(self) -> None:
         check_bits("weights", self.weights)
         check_bits("activations", self.activations)
-        if self.scope not in SCOPES:
-            raise PsaqError(f"scope {self.scope!r}: there is none of that name; choose from {', '.join(SCOPES)}")
-
         if self.ends is not None:
             check_bits("ends", self.ends)
-        object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
+        object.__setattr__(self, "overrides", _overrides(self.overrides))
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise PsaqError(f"{field} {getattr(self, field)!r}: choose from {', '.join(allowed)}")
-        if not 0 <= self.fold <= 1:
-            raise PsaqError(f"fold {self.fold}: must be within [0, 1], the part of the spread that moves")
+        self._check_switches_and_numbers()
+
+    def _check_switches_and_numbers(self) -> None:
+        for field in ("faithful", "equalize", "bias_compensation"):
+            if not isinstance(getattr(self, field), bool):
+                raise PsaqError(f"{field} {getattr(self, field)!r}: must be True or False")
+        if not _is_number(self.fold) or not 0 <= self.fold <= 1:
+            raise PsaqError(f"fold {self.fold!r}: must be within [0, 1], the part of the spread that moves")
         for field in ("error_correction", "damping"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise PsaqError(f"{field} {getattr(self, field)}: must be a finite number, at least 0")
+            if not _is_number(value := getattr(self, field)) or not 0 <= value < math.inf:
+                raise PsaqError(f"{field} {value!r}: must be a finite number, at least 0")
         for field in ("flat_copies", "reconstruction_steps"):
-            if getattr(self, field) < 0:
-                raise PsaqError(f"{field} {getattr(self, field)}: must be at least 0")
+            if type(value := getattr(self, field)) is not int or value < 0:
+                raise PsaqError(f"{field} {value!r}: must be a whole number, at least 0")
 
     @classmethod
     def paper(cls, weights: int = 8, activations: int = 8, scope: Scope = "all", faithful: bool = False) -> "Recipe":
@@ -95,11 +98,13 @@ class Recipe:
     def accurate(cls, weights: int = 8, activations: int = 8, scope: Scope = "matmul", **parts: Any) -> "Recipe":
         """The quantiser to use: every part that pays on a real DeiT-Tiny, and only those.
 
+        With ``scope="linear"`` GELU outputs keep one range, so that fc2 runs in integers, too.
+
         Args:
             **parts: any other field, to switch a part off or on by its name.
-
-        With ``scope="linear"`` GELU outputs keep one range, so that fc2 runs in integers, too.
         """
+        check_bits("weights", weights)
+        check_bits("activations", activations)
         usual: dict[str, Any] = {
             "weight_scales": "squared_error",
             "softmax": "log",
@@ -149,12 +154,23 @@ RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper, "accurate": 
 """Name → its constructor, of bits per weight and bits per activation."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "scope": tuple(SCOPES),
     "weight_scales": ("max", "squared_error"),
     "ranges": ("full", "search"),
     "softmax": ("uniform", "log"),
     "gelu": ("uniform", "split"),
     "rounding": ("nearest", "gptq"),
 }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _overrides(entries: Any) -> tuple[Override, ...]:
+    if not isinstance(entries, tuple | list):
+        raise PsaqError(f"overrides {entries!r}: give a list of (name pattern, bits per weight, bits per activation)")
+    return tuple(_override(entry) for entry in entries)
 
 
 def _override(entry: Any) -> Override:

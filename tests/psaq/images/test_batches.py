@@ -32,6 +32,8 @@ def test_every_source_yields_the_same_images_in_order(source, batch_size):
     [
         (torch.zeros(0, 3, 4, 4), "0 images"),
         ([], "0 images"),
+        (None, "images None: must be"),
+        ("runs/images", "psaq.load_images"),
         (torch.zeros(2, 1, 4, 4), r"\(2, 1, 4, 4\)"),
         (torch.zeros(3, 4, 4), r"\(3, 4, 4\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "uint8"),

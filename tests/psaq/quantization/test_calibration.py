@@ -213,6 +213,11 @@ def test_an_unknown_scope_is_named():
         Recipe.paper(scope="everything")
 
 
+def test_what_is_no_recipe_is_named(vit, images):
+    with pytest.raises(PsaqError, match=r"'W4A8'.*psaq\.Recipe"):
+        quantize(vit, images, "W4A8")
+
+
 def test_recipes_read_as_the_field_writes_them():
     assert str(Recipe.paper(4, 8)) == "W4A8 (all)"
     assert str(Recipe.paper(8, 8, "linear", faithful=True)) == "W8A8 (linear, faithful)"

@@ -32,7 +32,16 @@ from psaq.quantization.recipes import RECIPES, Recipe
         ({"overrides": (("*", 8),)}, "bits per weight, bits per activation"),
         ({"overrides": ((1, 8, 8),)}, "name pattern"),
         ({"overrides": (5,)}, "name pattern"),
+        ({"overrides": None}, "overrides None: give a list"),
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
+        ({"reconstruction_steps": float("nan")}, "reconstruction_steps nan"),
+        ({"weights": "4"}, "weights: '4'"),
+        ({"activations": None}, "activations: None"),
+        ({"scope": []}, r"scope \[\]"),
+        ({"fold": True}, "fold True"),
+        ({"damping": "0.1"}, "damping '0.1'"),
+        ({"flat_copies": 1.5}, "flat_copies 1.5: must be a whole number"),
+        ({"equalize": "no"}, "equalize 'no': must be True or False"),
     ],
 )
 def test_wrong_values_are_named(wrong, message):
