@@ -81,7 +81,7 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     defaults = {} if preset is None else {"default": preset}
     parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
     try:
-        _run(parsed)
+        _run(parsed, prog or command.__name__.lower())
     except PsaqError as error:
         print(f"psaq: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -90,7 +90,7 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
         raise SystemExit(130) from None
 
 
-def _run(command: Any) -> None:
+def _run(command: Any, name: str) -> None:
     """Run a command; as one of several ranks where torchrun started it."""
     from psaq.distributed import SharedError, is_first, is_launched, launched
     from psaq.errors import PsaqError
@@ -99,7 +99,7 @@ def _run(command: Any) -> None:
         command.run()
         return
     if not getattr(command, "scales_out", False):
-        raise PsaqError(f"{type(command).__name__.lower()} runs as one process: start it without torchrun")
+        raise PsaqError(f"{name} runs as one process: start it without torchrun")
     with launched():
         try:
             command.run()

@@ -13,6 +13,8 @@ from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for, picture_files
 from psaq.images.synthetic import FILE_NAME, load_images
+from psaq.quantization.calibration import check_overrides
+from psaq.quantization.convert import converted
 from psaq.quantization.points import Scope
 from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
 from psaq.synthesis import SynthesisConfig
@@ -63,14 +65,22 @@ class Calibrating:
         """Where the run goes."""
         return self.out or Path("runs") / f"{command}-{self.model.model}-{self.precision}"
 
+    def check(self, model: nn.Module, recipe: Recipe) -> None:
+        """Raise PsaqError for whatever can be seen to be wrong before the folder is made and images are synthesised."""
+        if self.images is not None and self.gaussian:
+            raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
+        if self.num_images < 1:
+            raise PsaqError(f"--num-images {self.num_images}: calibration needs at least 1")
+        if self.images is not None and not self.images.exists():
+            raise PsaqError(f"{self.images}: there is no such folder of images; make one with psaq synthesize")
+        check_overrides(converted(model), recipe)
+
     def config(self) -> Mapping[str, object]:
         """What the run's record keeps: every option but the place."""
         return {name: value for name, value in vars(self).items() if name != "out"}
 
     def calibration_images(self, model: nn.Module, folder: Path) -> CalibrationImages:
         """The images asked for; without a word on them, synthesised into ``folder``."""
-        if self.images is not None and self.gaussian:
-            raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
         if self.gaussian:
             return gaussian_images(model, self.num_images, self.seed)
         if self.images is None:

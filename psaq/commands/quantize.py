@@ -33,6 +33,7 @@ class Quantize(Calibrating):
         recipe, budget = self.chosen_recipe(), None if self.budget is None else parse_budget(self.budget)
         folder = self.folder("quantize")
         model = self.model.load()
+        self.check(model, recipe)
         run = RunFolder(folder, "quantize", self.config(), self.seed)
         with run.timed("images"):
             images = self.calibration_images(model, folder)

@@ -22,6 +22,7 @@ class MeasureSensitivity(Calibrating):
     def run(self) -> None:
         recipe, folder = self.chosen_recipe(), self.folder("sensitivity")
         model = self.model.load()
+        self.check(model, recipe)
         run = RunFolder(folder, "sensitivity", self.config(), self.seed)
         with run.timed("images"):
             images = self.calibration_images(model, folder)

@@ -167,7 +167,8 @@ def test_bundled_models_are_measured_on_scenes(monkeypatch, capsys):
         (Quantize(precision="8"), "W4A8"),
         (Quantize(precision="W1A8"), "weights"),
         (Quantize(precision="W8A9"), "activations"),
-        (Quantize(gaussian=True, num_images=0), "0 images"),
+        (Quantize(gaussian=True, num_images=0), "--num-images 0"),
+        (Quantize(images="photos", num_images=-1), "--num-images -1"),
         (Quantize(gaussian=True, images="/nowhere"), "--gaussian"),
         (Quantize(faithful=True), "--recipe paper"),
         (Quantize(override=("blocks.*",)), "PATTERN=W8A8"),
@@ -192,6 +193,15 @@ def test_files_that_are_not_there_are_named(photos, tmp_path, monkeypatch):
         Quantize(images=tmp_path / "nowhere").run()
     with pytest.raises(PsaqError, match="nowhere"):
         Evaluate(images=photos, quantized=tmp_path / "nowhere").run()
+
+
+def test_wrong_options_leave_no_folder_behind(tmp_path):
+    out = tmp_path / "run"
+    for wrong in ({"override": ("block.*=W8A8",)}, {"images": tmp_path / "nowhere"}, {"num_images": 0}):
+        for command in (Quantize, MeasureSensitivity):
+            with pytest.raises(PsaqError):
+                command(**wrong, out=out).run()
+    assert not out.exists()
 
 
 def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
