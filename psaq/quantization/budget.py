@@ -24,7 +24,7 @@ from psaq.quantization.sensitivity import costs_alone, switched_off
 from psaq.quantization.weights import bits_at, weight_quantizer
 from psaq_kernels.packing import NIBBLE_BITS, packed_length
 
-_WIDTHS = (3, 4, 5, 6, 8)
+_WIDTHS = (NIBBLE_BITS, MAX_BITS)  # any other takes the room of the next
 _STATES = 200_000  # sizes that the search tells apart
 _PER_TENSOR = 200  # bytes of header that one more tensor takes, at most
 
@@ -147,8 +147,7 @@ def _measured(
 def _sizes(weight: Tensor) -> dict[int, int]:
     """Bytes in the file → the most bits per weight that they hold."""
     columns = weight[0].numel()
-    sizes = {bits: len(weight) * (packed_length(columns) if bits <= NIBBLE_BITS else columns) for bits in _WIDTHS}
-    return {size: bits for bits, size in sizes.items()}
+    return {len(weight) * (packed_length(columns) if bits <= NIBBLE_BITS else columns): bits for bits in _WIDTHS}
 
 
 def _file_size(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, free: Mapping[str, str]) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 from psaq.quantization.affine import AffineQuantizer
 
 _BLOCK = 64  # columns whose errors are spread together
-_SMALLEST_DAMPING = 1e-8  # fewer rows than inputs leave a singular H, even so
+_SMALLEST_DAMPING = 1e-8  # where none is asked for: fewer rows than inputs leave a singular H
 
 
 def round_weight(

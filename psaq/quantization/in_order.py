@@ -20,14 +20,14 @@ from psaq.quantization.weights import bits_at, refitted_weight, rounded_weight, 
 
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
-    names = points_in_scope(all_points(qmodel), recipe.scope) + weight_points(all_points(qmodel))
-    order = execution_order(qmodel, names, batches[0][:1])
+    weights = weight_points(all_points(qmodel))
+    order = execution_order(qmodel, [*points_in_scope(all_points(qmodel), recipe.scope), *weights], batches[0][:1])
     quantised, reference = Walk(qmodel, batches), Walk(copy.deepcopy(qmodel), batches)
     unfinished = blocks(qmodel)
     for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
         while unfinished and _is_behind(name, unfinished[0], order):
             _finish(unfinished.pop(0), quantised, reference, recipe)
-        if name in set(weight_points([name])):
+        if name in weights:
             _quantize_weight(quantised, reference, name, recipe)
         else:
             _quantize_activation(quantised, name, recipe)

@@ -1,4 +1,4 @@
-"""Which LayerNorm feeds which linear layer."""
+"""Which norm feeds which linear layer."""
 
 from collections.abc import Iterator
 

@@ -17,7 +17,7 @@ from psaq.files import write_text, write_whole
 from psaq.images.batches import CalibrationImages, image_batches
 from psaq.progress import progress_bar
 from psaq.quantization.calibration import calibrate_at_once, prepared
-from psaq.quantization.points import WEIGHT, Point, layer_of, live_points
+from psaq.quantization.points import Point, layer_of, live_points, weight_points
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.weights import bits_at
 from psaq_plots import Style, save_figure, sensitivity_figure
@@ -102,8 +102,8 @@ def sensitivity(
     Args:
         model: as for `psaq.quantize`; left untouched.
         images: both calibrated and measured on.
-        recipe: bits, scope and quantisers; W4A8 of `Recipe.accurate` by default. Weights are rounded to nearest:
-            what makes up for other layers' errors has nothing to do where only one is quantised.
+        recipe: bits, scope and quantisers; W4A8 of `Recipe.accurate` by default. Weights are rounded to nearest,
+            nothing is compensated or reconstructed: the same simple rule for every layer.
 
     Raises:
         PsaqError: as `psaq.quantize`.
@@ -155,10 +155,13 @@ def _row(
     qmodel: nn.Module, layer: str, points: Switches, recipe: Recipe, sqnr: float, agreement: float
 ) -> LayerSensitivity:
     weights, activations = bits_at(qmodel, next(iter(points)), recipe)
-    has_weight = any(name.endswith(f".{WEIGHT}") for name in points)
-    has_activation = any(not name.endswith(f".{WEIGHT}") for name in points)
+    of_weights = len(weight_points(points))
     return LayerSensitivity(
-        layer, weights if has_weight else None, activations if has_activation else None, sqnr, agreement
+        layer,
+        weights if of_weights else None,
+        activations if len(points) > of_weights else None,
+        sqnr,
+        agreement,
     )
 
 
