@@ -1,9 +1,11 @@
-"""Files that are whole or absent: safetensors and JSON, written beside their name and renamed into place."""
+"""Files that are whole or absent: safetensors, JSON and CSV, written beside their name and renamed into place."""
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,16 @@ def make_folder(folder: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``rows`` as CSV under ``columns`` to ``path``, floats to four decimals, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,7 +4,6 @@ python -m psaq.experiments.ablation --weights W.safetensors --val imagenet/val -
 """
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.evaluation import collect_logits, compare
-from psaq.files import write_text
+from psaq.files import write_csv
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
@@ -121,12 +120,7 @@ def _row(line: Mapping[str, str]) -> Row:
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """The table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [column.name for column in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()})
-    write_text(path, text.getvalue())
+    write_csv(path, [column.name for column in fields(Row)], map(asdict, rows))
 
 
 if __name__ == "__main__":

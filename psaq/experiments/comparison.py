@@ -1,7 +1,5 @@
 """Table 1's question: the same quantiser, calibrated on real images, on noise and on synthesised ones."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from psaq.evaluation import Report, collect_logits, compare
-from psaq.files import write_text
+from psaq.files import write_csv
 from psaq.images.batches import CalibrationImages
 from psaq.quantization.calibration import quantize
 from psaq.quantization.recipes import Recipe
@@ -87,16 +85,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """The rows as CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0].flat()), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _rounded(value) for name, value in row.flat().items()} for row in rows)
-    write_text(path, text.getvalue())
+    write_csv(path, rows[0].flat(), (row.flat() for row in rows))
 
 
 def _cell(row: Row) -> str:
     return f"{row.report.top1:.2f} ({row.report.agreement:.1f}, {row.report.logit_sqnr:.1f})"
-
-
-def _rounded(value: object) -> object:
-    return round(value, 4) if isinstance(value, float) else value

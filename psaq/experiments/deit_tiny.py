@@ -4,7 +4,6 @@ python -m psaq.experiments.deit_tiny --weights W.safetensors --val imagenet/val 
 """
 
 import csv
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.evaluation import Report, collect_logits, compare
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
-from psaq.files import write_text
+from psaq.files import write_csv
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
@@ -161,12 +160,7 @@ def read_results(path: Path) -> list[Result]:
 
 def write_results(path: Path, results: list[Result]) -> None:
     """The table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(result).items()})
-    write_text(path, text.getvalue())
+    write_csv(path, [field.name for field in fields(Result)], map(asdict, results))
 
 
 def line(result: Result) -> str:

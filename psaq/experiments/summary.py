@@ -1,7 +1,5 @@
 """From measured cells to a table: means over seeds beside the paper's figures, as rows, Markdown and CSV."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -12,7 +10,7 @@ from typing import Any
 from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, Result
 from psaq.experiments.published import FULL_PRECISION, published_top1
-from psaq.files import write_text
+from psaq.files import write_csv
 
 _FIGURES = ("top1", "top5", "agreement", "logit_sqnr")
 
@@ -27,12 +25,8 @@ def mean_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def write_cells(path: Path, results: Sequence[Result]) -> None:
     """Every cell as a line of CSV, whole or not at all."""
-    text = io.StringIO()
     rows = [_flat(result) for result in results]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
+    write_csv(path, rows[0], rows)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -96,7 +90,3 @@ def _without_seed(result: Result) -> tuple[str, ...]:
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str]:
     return (row["recipe"], row["precision"])
-
-
-def _rounded(value: object) -> object:
-    return round(value, 4) if isinstance(value, float) else value
