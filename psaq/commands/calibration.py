@@ -12,6 +12,7 @@ from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for, picture_files
+from psaq.images.preprocessing import check_crop_pct
 from psaq.images.synthetic import FILE_NAME, load_images
 from psaq.quantization.calibration import check_overrides
 from psaq.quantization.convert import converted
@@ -73,6 +74,7 @@ class Calibrating:
             raise PsaqError(f"--num-images {self.num_images}: calibration needs at least 1")
         if self.images is not None and not self.images.exists():
             raise PsaqError(f"{self.images}: there is no such folder of images; make one with psaq synthesize")
+        check_crop_pct(self.crop_pct)
         check_overrides(converted(model), recipe)
 
     def config(self) -> Mapping[str, object]:

@@ -22,6 +22,7 @@ from psaq.experiments.labelled import ImageSource
 from psaq.experiments.summary import markdown, mean_rows, write_cells
 from psaq.experiments.table1 import Bench, Setup, weights_file
 from psaq.files import write_text
+from psaq.images.preprocessing import check_crop_pct
 from psaq.models.micro import MICRO_MODELS
 from psaq.models.zoo import TABLE1_MODELS, load_model, named_source
 from psaq.quantization.recipes import RECIPES, parse_precision
@@ -179,11 +180,19 @@ class Table1:
         for option in ("models", "recipes", "bits", "methods", "seeds"):
             if not getattr(self, option):
                 raise PsaqError(f"{option}: none is named; name at least one")
-        if self.images < 1 or self.batch_size < 1 or min(self.seeds) < 0 or (self.workers or 0) < 0:
-            raise PsaqError("images and batch_size must be at least 1, seeds and workers at least 0")
+        self._check_numbers()
         if self.weights_dir is not None and not self.weights_dir.is_dir():
             raise PsaqError(f"{self.weights_dir}: there is no such folder of weights")
         self._check_images()
+
+    def _check_numbers(self) -> None:
+        at_least = [("images", self.images, 1), ("batch_size", self.batch_size, 1)]
+        at_least += [("seeds", min(self.seeds), 0), ("workers", self.workers or 0, 0)]
+        for option, value, least in at_least:
+            if value < least:
+                raise PsaqError(f"{option} {value}: must be at least {least}")
+        for crop_pct in (self.crop_pct, self.calibration_crop_pct):
+            check_crop_pct(crop_pct)
 
     def _check_images(self) -> None:
         for name in self.models:

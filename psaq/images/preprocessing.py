@@ -30,8 +30,7 @@ class Preprocessing:
     config: DataConfig
 
     def __post_init__(self) -> None:
-        if not 0 < self.config.crop_pct <= 1:
-            raise PsaqError(f"crop_pct {self.config.crop_pct}: must lie above 0 and be at most 1")
+        check_crop_pct(self.config.crop_pct)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         cropped = _centre_crop(self._resized(image), self.config.image_size)
@@ -44,6 +43,12 @@ class Preprocessing:
         scale = max(Fraction(height, image.height), Fraction(width, image.width))
         size = [int(image.height * scale), int(image.width * scale)]
         return functional.resize(image, size, transforms.InterpolationMode(self.config.interpolation))
+
+
+def check_crop_pct(crop_pct: float | None) -> None:
+    """Raise PsaqError unless ``crop_pct`` is None or a part of a side."""
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise PsaqError(f"crop_pct {crop_pct}: must lie above 0 and be at most 1")
 
 
 def preprocessing_for(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:

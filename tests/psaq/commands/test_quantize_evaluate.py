@@ -197,7 +197,8 @@ def test_files_that_are_not_there_are_named(photos, tmp_path, monkeypatch):
 
 def test_wrong_options_leave_no_folder_behind(tmp_path):
     out = tmp_path / "run"
-    for wrong in ({"override": ("block.*=W8A8",)}, {"images": tmp_path / "nowhere"}, {"num_images": 0}):
+    unsound = ({"override": ("block.*=W8A8",)}, {"images": tmp_path / "nowhere"}, {"crop_pct": 1.5}, {"num_images": 0})
+    for wrong in unsound:
         for command in (Quantize, MeasureSensitivity):
             with pytest.raises(PsaqError):
                 command(**wrong, out=out).run()
