@@ -72,8 +72,8 @@ class Calibrating:
             raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
         if self.num_images < 1:
             raise PsaqError(f"--num-images {self.num_images}: calibration needs at least 1")
-        if self.images is not None and not self.images.exists():
-            raise PsaqError(f"{self.images}: there is no such folder of images; make one with psaq synthesize")
+        if self.images is not None and not _is_synthesised(self.images):
+            picture_files([self.images])
         check_crop_pct(self.crop_pct)
         check_overrides(converted(model), recipe)
 
@@ -87,9 +87,13 @@ class Calibrating:
             return gaussian_images(model, self.num_images, self.seed)
         if self.images is None:
             return synthesize_into(folder, model, SynthesisConfig(num_images=self.num_images, seed=self.seed))
-        if self.images.is_file() or (self.images / FILE_NAME).exists():
+        if _is_synthesised(self.images):
             return normalised_for(model, load_images(self.images))[: self.num_images]
         return load_pictures(picture_files([self.images])[: self.num_images], model, crop_pct=self.crop_pct)
+
+
+def _is_synthesised(images: Path) -> bool:
+    return images.is_file() or (images / FILE_NAME).exists()
 
 
 def parse_override(text: str) -> Override:

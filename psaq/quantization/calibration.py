@@ -24,7 +24,7 @@ def quantize(
     model: nn.Module, images: CalibrationImages, recipe: Recipe, *, batch_size: int = 32, progress: bool = False
 ) -> nn.Module:
     """Quantise a vision transformer after training, with fixed ranges: in one pass over the images, or layer by layer
-    where the recipe makes each up for those before it.
+    where the recipe lets each make up for those before it.
 
     Args:
         model: a timm VisionTransformer, VisionTransformerDistilled or SwinTransformer; left untouched.

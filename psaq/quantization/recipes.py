@@ -58,7 +58,7 @@ class Recipe:
     """Calibrate also on smooth, saturated copies of this many images: photographs have large flat areas, images
     made by optimisation have none."""
     reconstruction_steps: int = 0
-    """Steps for which each block is trained to emit what it did before; 0 is off. Pays for activations of few bits."""
+    """Steps for which each block is trained to emit what it did before; 0 is off. Pays where bits are few."""
     ends: int | None = None
     """Bits of the first and the last layer, where they differ from the others'."""
     overrides: tuple[Override, ...] = ()
@@ -146,7 +146,8 @@ class Recipe:
     def __str__(self) -> str:
         kind = "" if self.weight_scales == "max" else ", accurate"
         faithful = ", faithful" if self.faithful else ""
-        overrides = f", {len(self.overrides)} overrides" if self.overrides else ""
+        count = len(self.overrides)
+        overrides = f", {count} override{'s' if count > 1 else ''}" if count else ""
         return f"W{self.weights}A{self.activations} ({self.scope}{kind}{faithful}{overrides})"
 
 

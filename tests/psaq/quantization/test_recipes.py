@@ -97,4 +97,4 @@ def test_recipes_go_by_name():
     assert RECIPES["paper"](4, 8) == Recipe.paper(4, 8)
     assert RECIPES["accurate"](4, 8) == Recipe.accurate(4, 8)
     assert str(Recipe.accurate(4, 8)) == "W4A8 (matmul, accurate)"
-    assert "1 overrides" in str(Recipe(overrides=(("*", 8, 8),)))
+    assert "1 override)" in str(Recipe(overrides=(("*", 8, 8),)))
