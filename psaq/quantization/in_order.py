@@ -31,6 +31,8 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
             _quantize_weight(quantised, reference, name, recipe)
         else:
             _quantize_activation(quantised, name, recipe)
+    for block in unfinished:  # a model without a head ends with a block
+        _finish(block, quantised, reference, recipe)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
 _FEW_BITS = 4
-"""Up to here clipping and reconstruction pay; above, they fit the calibration images more than the model."""
+"""Up to here ranges are clipped and blocks reconstructed. Clipping cost accuracy at 6 and 8 bits of activations."""
 
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""

@@ -49,10 +49,9 @@ def _parameter_groups(block: nn.Module) -> list[dict[str, object]]:
     groups: list[dict[str, object]] = []
     for parameter in block.parameters():
         parameter.requires_grad_(True)
-        size = (
-            weights.get(parameter, 0.0) * _WEIGHT_RATE or float(parameter.detach().square().mean().sqrt()) * _FLOAT_RATE
-        )
-        groups.append({"params": [parameter], "lr": size})
+        size = float(parameter.detach().square().mean().sqrt())
+        rate = weights[parameter] * _WEIGHT_RATE if parameter in weights else size * _FLOAT_RATE
+        groups.append({"params": [parameter], "lr": rate})
     return groups
 
 

@@ -62,3 +62,9 @@ def test_quantize_trains_its_blocks_and_leaves_frozen_parameters_frozen(vit, ima
     plain, trained = quantize(vit, images, RECIPE), quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3))
     assert not torch.equal(plain.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
     assert not any(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_the_last_block_is_trained_also_without_a_head(vit, images):
+    vit.reset_classifier(0)
+    plain, trained = quantize(vit, images, RECIPE), quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3))
+    assert not torch.equal(plain.blocks[-1].norm2.weight, trained.blocks[-1].norm2.weight)
