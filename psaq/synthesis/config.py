@@ -9,6 +9,7 @@ from psaq.models.features import Heads
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Setting = Literal["sound", "reference"]
+Start = Literal["natural", "white"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class SynthesisConfig:
     """How many images to make."""
     seed: int = 0
     """Start noise, labels, jitter and flips all follow from it."""
+    start: Start = "natural"
+    """Noise with the spectrum, colours and contrast of photographs, or the authors' white noise."""
     batch_size: int = 32
     """Images optimised together; more than fit are made in several batches."""
     rounds: int = 1
@@ -72,13 +75,13 @@ class SynthesisConfig:
 
     @classmethod
     def paper(cls, faithful: bool = False, **options: Any) -> "SynthesisConfig":
-        """The authors' schedule: 2 rounds of 500 steps, the first 100 of each to warm up, jitter ±15 then ±30 pixels.
+        """The authors' schedule: from white noise, 2 rounds of 500 steps, 100 of them to warm up, jitter ±15, then ±30.
 
         Args:
             faithful: also their entropy grid, whole-batch total variation, ImageNet pixel range and first-token rule.
             **options: any field, to depart from the schedule by name.
         """
-        config = cls(rounds=2, steps=500, warmup=0.2, jitter=15)
+        config = cls(start="white", rounds=2, steps=500, warmup=0.2, jitter=15)
         if faithful:
             config = replace(
                 config, grid="reference", smoothness="reference", pixel_range="reference", class_token="reference"

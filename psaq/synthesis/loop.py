@@ -23,6 +23,7 @@ from psaq.models.zoo import DataConfig, data_config, model_source, num_classes
 from psaq.progress import count_as_done, progress_bar
 from psaq.runs import as_json, device_name, versions
 from psaq.synthesis.config import SynthesisConfig
+from psaq.synthesis.noise import start_noise
 from psaq.synthesis.randomness import generator
 from psaq.synthesis.state import LOSSES, BatchState, load_batch
 
@@ -140,8 +141,7 @@ class Synthesis:
     def start(self, index: int, size: int) -> BatchState:
         """Batch ``index`` before its first step: noise and labels."""
         seed, config = self.config.seed, self.config
-        shape = (size, 3, *self.data.image_size)
-        pixels = torch.randn(shape, generator=generator(seed, index, "noise")).to(self.device)
+        pixels = start_noise(config.start, size, self.data, seed, index).to(self.device)
         labels = torch.randint(self.classes, (size,), generator=generator(seed, index, "labels")).to(self.device)
         shown = min(size, FILM_IMAGES) if index == 0 else 0
         batch = BatchState(
@@ -150,7 +150,7 @@ class Synthesis:
             mean_gradient=torch.zeros_like(pixels),
             mean_square=torch.zeros_like(pixels),
             history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
-            film=torch.zeros(len(config.film_steps), shown, *shape[1:], dtype=torch.uint8),
+            film=torch.zeros(len(config.film_steps), shown, *pixels.shape[1:], dtype=torch.uint8),
         )
         self._film(batch)
         return batch

@@ -1,0 +1,55 @@
+"""Where synthesis starts: white noise, or noise with what photographs have in common."""
+
+import torch
+from jaxtyping import Float
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from psaq.models.zoo import DataConfig
+from psaq.synthesis.config import Start
+from psaq.synthesis.randomness import generator
+
+Noise = Float[Tensor, "images 3 height width"]
+
+_SLOPE = 1.25
+"""Of the amplitudes, f^-slope: photographs have 1 to 1.5; here it gives the variation that smoothness asks for."""
+_GREY = 0.9
+"""Correlation between two channels."""
+
+
+def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: int) -> Noise:
+    """Batch ``batch`` of a run before its first step, in the model's normalised space."""
+    if start == "white":
+        return white_noise(count, data, generator(seed, batch, "noise"))
+    return natural_noise(count, data, generator(seed, batch, "natural noise"))
+
+
+def white_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
+    """Standard normal pixels in the model's normalised space, each by itself: the authors' start."""
+    return torch.randn((count, 3, *data.image_size), generator=draw)
+
+
+def natural_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
+    """Gaussian noise with the spectrum of photographs (Field 1987), their nearly grey colours and their contrast.
+
+    White noise turns grey as it is smoothed: images made from it have less than half of a photograph's contrast, and
+    next to none between patches.
+    """
+    grey, colour = (torch.randn((count, channels, *data.image_size), generator=draw) for channels in (1, 3))
+    coloured = _with_natural_spectrum(_GREY**0.5 * grey + (1 - _GREY) ** 0.5 * colour)
+    contrast = coloured / coloured.std(dim=(1, 2, 3), keepdim=True)
+    return _from_imagenet(contrast, data)
+
+
+def _with_natural_spectrum(white: Noise) -> Noise:
+    height, width = white.shape[-2:]
+    down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    frequency = torch.hypot(across, down[:, None]).clamp_min(1 / max(height, width))
+    return torch.fft.irfft2(torch.fft.rfft2(white) / frequency**_SLOPE, s=(height, width))
+
+
+def _from_imagenet(images: Noise, data: DataConfig) -> Noise:
+    """From ImageNet's normalisation, in which photographs have mean 0 and contrast 1, into the model's."""
+    own_mean, own_std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None], torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
+    return images * (std / own_std) + (mean - own_mean) / own_std

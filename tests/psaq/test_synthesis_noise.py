@@ -1,0 +1,66 @@
+"""Start noise: the authors' white noise, and noise with a photograph's spectrum, colours and contrast."""
+
+import pytest
+import torch
+
+from psaq.models.zoo import DataConfig
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.loop import Synthesis
+from psaq.synthesis.noise import natural_noise, start_noise, white_noise
+
+IMAGENET = DataConfig((64, 96), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = DataConfig((64, 96), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_amplitudes_fall_with_frequency_as_a_photographs():
+    noise = natural_noise(16, DataConfig((128, 128), IMAGENET.mean, IMAGENET.std), draw())
+    amplitudes = torch.fft.fft2(noise).abs().square().mean(dim=(0, 1)).sqrt()
+    frequencies = torch.arange(2, 60)
+    along_a_row = amplitudes[0, 2:60]
+    slope = torch.linalg.lstsq(
+        torch.stack([frequencies.log(), torch.ones(58)], dim=1), along_a_row.log()[:, None]
+    ).solution[0]
+    assert slope.item() == pytest.approx(-1.25, abs=0.1)
+
+
+def test_contrast_and_colours_are_a_photographs():
+    noise = natural_noise(16, IMAGENET, draw())
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(16))
+    correlation = torch.stack([torch.corrcoef(image.flatten(1))[0, 1] for image in noise]).mean()
+    assert 0.8 < correlation < 0.95
+
+
+def test_every_model_sees_the_same_picture_in_its_own_normalisation():
+    def colours(data):
+        return natural_noise(2, data, draw()) * torch.tensor(data.std)[:, None, None] + _column(data.mean)
+
+    torch.testing.assert_close(colours(IMAGENET), colours(HALVES))
+
+
+def test_white_noise_is_standard_normal_whatever_the_model():
+    expected = torch.randn((2, 3, 64, 96), generator=draw())
+    assert white_noise(2, IMAGENET, draw()).equal(expected)
+    assert white_noise(2, HALVES, draw()).equal(expected)
+
+
+def test_each_batch_and_seed_has_its_own_noise():
+    first = start_noise("natural", 2, IMAGENET, 0, 0)
+    assert first.equal(start_noise("natural", 2, IMAGENET, 0, 0))
+    assert not first.equal(start_noise("natural", 2, IMAGENET, 0, 1))
+    assert not first.equal(start_noise("natural", 2, IMAGENET, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("config", "start"), [(SynthesisConfig(), "natural"), (SynthesisConfig.paper(faithful=True), "white")]
+)
+def test_a_run_starts_from_the_noise_of_its_configuration(vit, config, start):
+    synthesis = Synthesis(vit, config)
+    assert synthesis.start(1, 3).pixels.equal(start_noise(start, 3, synthesis.data, 0, 1))
+
+
+def _column(values):
+    return torch.tensor(values)[:, None, None]
