@@ -19,6 +19,10 @@ class Quantizer(nn.Module):
 
     bits: int
 
+    def trainable(self) -> list[Tensor]:
+        """The numbers that a gradient may move: steps and ranges, all positive."""
+        return []
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Follow a model to another device, but keep scales in float32 when it is cast to half precision."""
         return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
@@ -31,7 +35,8 @@ class AffineQuantizer(Quantizer):
 
     Rounding is half to even; the quotient is the product with the inverse of the scale in float32, as in torch and
     in integer kernels. The gradient passes straight through where x lies inside the range, and is zero
-    outside. The output is on the grid: quantising it again changes no bit.
+    outside; a scale that requires one gets that of LSQ (Esser et al. 2020). The output is on the grid: quantising it
+    again changes no bit.
 
     Args:
         scale: the width of a step; one positive number per tensor, or one per output channel (axis 0).
@@ -51,6 +56,10 @@ class AffineQuantizer(Quantizer):
         zeros = torch.zeros_like(scale) if zero_point is None else zero_point
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("zero_point", zeros.detach().int(), persistent=not self.symmetric)
+
+    def trainable(self) -> list[Tensor]:
+        """The scale."""
+        return [self.scale]
 
     @property
     def per_channel(self) -> bool:
@@ -94,15 +103,24 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
-        levels = (x * scale.reciprocal()).round_().add_(zero_point)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((levels >= lowest) & (levels <= highest), scale)
-        return levels.clamp_(lowest, highest).sub_(zero_point)
+        quotients = x * scale.reciprocal()
+        learns = ctx.needs_input_grad[1]
+        levels = quotients.round() if learns else quotients.round_()
+        steps = levels.clamp(lowest - zero_point, highest - zero_point)
+        if ctx.needs_input_grad[0] or learns:
+            ctx.save_for_backward(steps == levels, scale, quotients if learns else None)
+        return steps
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inside, scale = ctx.saved_tensors
-        return gradients[0] * inside / scale, None, None, None, None
+        inside, scale, quotients = ctx.saved_tensors
+        through = gradients[0] * inside * scale.reciprocal()
+        if quotients is None:
+            return through, None, None, None, None
+        # The rounded quotient is taken for x / scale, whose derivative by the scale is −x / scale².
+        slopes = quotients.mul_(through)
+        by_channel = slopes.flatten(1).sum(1) if scale.numel() > 1 else slopes.sum()
+        return through, -by_channel.view_as(scale), None, None, None
 
 
 def symmetric_per_channel(weight: Float[Tensor, "out ..."], bits: int) -> AffineQuantizer:

@@ -60,10 +60,10 @@ def prepared(
     device = next(qmodel.parameters()).device
     batches = with_flat_copies(list(image_batches(images, batch_size, device)), recipe.flat_copies)
     run_once(qmodel, batches[0][:1])
-    if recipe.fold:
-        fold_norms(qmodel, batches, recipe.fold)
+    if recipe.fold or recipe.centre:
+        fold_norms(qmodel, batches, recipe.fold, recipe.centre)
     if recipe.equalize:
-        equalize_attention(qmodel, batches)
+        equalize_attention(qmodel, batches, recipe.centre)
     return qmodel, batches
 
 

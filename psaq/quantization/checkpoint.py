@@ -1,6 +1,6 @@
 """Quantised models on disk: integers for weights, and all it takes to build the model again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, m
 from psaq.quantization.affine import AffineQuantizer, Quantizer
 from psaq.quantization.convert import converted
 from psaq.quantization.layers import QuantConv2d, QuantLinear
-from psaq.quantization.points import WEIGHT, all_points, live_points
+from psaq.quantization.points import WEIGHT, all_points, layer_of, live_points
 from psaq.quantization.recipes import Recipe
-from psaq.quantization.uneven import LogQuantizer, SplitQuantizer
+from psaq.quantization.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
 from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"
@@ -113,19 +113,24 @@ def _without_memory(source: ModelSource) -> nn.Module | None:
 def _description(point: nn.Module) -> dict[str, Any]:
     if isinstance(point, AffineQuantizer):
         return {"bits": point.bits, "symmetric": point.symmetric}
-    for kind, quantizer in _UNEVEN.items():
-        if isinstance(point, quantizer):
-            return {"bits": point.bits, "kind": kind}
+    if isinstance(point, LogQuantizer):
+        return {"kind": "log", "bits": point.bits}
+    if isinstance(point, SplitQuantizer):
+        shape = {"negative_levels": point.negative_levels, "curve": point.curve}
+        return {"kind": "split", "bits": point.bits, **shape}
     raise PsaqError(f"{type(point).__name__}: psaq cannot save what this point does")
 
 
-_UNEVEN = {"log": LogQuantizer, "split": SplitQuantizer}
+_UNEVEN: dict[str, Callable[..., UnevenQuantizer]] = {"log": LogQuantizer, "split": SplitQuantizer}
 
 
 def _blank(description: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Quantizer:
-    """A quantiser of the kind and size described; its numbers are loaded afterwards."""
+    """A quantiser of the kind and size described."""
     if "kind" in description:
-        return _UNEVEN[description["kind"]](torch.ones(()), torch.ones(()), description["bits"])
+        numbers = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if layer_of(key) == name}
+        return _UNEVEN[description["kind"]](
+            **numbers, **{key: description[key] for key in description if key != "kind"}
+        )
     scale = tensors[f"{name}.scale"]
     zero_point = None if description["symmetric"] else torch.zeros_like(scale)
     return AffineQuantizer(scale, zero_point, description["bits"])

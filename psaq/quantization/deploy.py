@@ -15,7 +15,7 @@ from psaq.errors import PsaqError
 from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
 from psaq.quantization.layers import QuantConv2d, QuantLinear
-from psaq.quantization.neighbours import normalised_inputs
+from psaq.quantization.neighbours import fills_its_windows, normalised_inputs
 from psaq.quantization.points import WEIGHT, Point, live_points
 from psaq_kernels import PerTensor, QuantizedWeight
 
@@ -151,7 +151,7 @@ def _join_neighbours(model: nn.Module) -> None:
         if isinstance(module, Mlp):
             _join_mlp(module)
     for parent, norm, linear in list(normalised_inputs(model)):
-        padded = isinstance(parent, SwinTransformerBlock) and norm == "norm1" and not _fills_its_windows(parent)
+        padded = isinstance(parent, SwinTransformerBlock) and norm == "norm1" and not fills_its_windows(parent)
         if not padded:
             _join_norm(parent, norm, linear)
 
@@ -162,12 +162,6 @@ def _join_mlp(mlp: Mlp) -> None:
     if exact_gelu and both_plain and isinstance(mlp.norm, nn.Identity):
         mlp.fc1.feed_through_gelu(mlp.fc2)
         mlp.act = nn.Identity()
-
-
-def _fills_its_windows(block: SwinTransformerBlock) -> bool:
-    """Whether no window is padded: a level 0 in the padding would not stand for 0.0."""
-    fixed = not getattr(block, "dynamic_mask", False)
-    return fixed and all(size % side == 0 for size, side in zip(block.input_resolution, block.window_size, strict=True))
 
 
 def _join_norm(parent: nn.Module, name: str, linear: nn.Module | None) -> None:

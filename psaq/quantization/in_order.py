@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from psaq.progress import progress_bar
 from psaq.quantization.activations import activation_quantizer, observer
-from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.distillation import distil
+from psaq.quantization.layers import QuantConv2d, QuantLinear, add_to_bias
 from psaq.quantization.points import Point, all_points, layer_of, points_in_scope, weight_points
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.reconstruction import reconstruct
@@ -33,6 +34,8 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
             _quantize_activation(quantised, name, recipe)
     for block in unfinished:  # a model without a head ends with a block
         _finish(block, quantised, reference, recipe)
+    if recipe.distillation_steps:
+        distil(qmodel, reference.model, torch.cat(batches), recipe.distillation_steps, progress)
 
 
 @torch.no_grad()
@@ -93,15 +96,8 @@ def _quantize_weight(quantised: Walk, reference: Walk, name: str, recipe: Recipe
     layer.weight_quantizer = quantizer
     layer.weight.copy_(rounded.view_as(layer.weight))
     if recipe.bias_compensation:
-        _add_to_bias(layer, weight @ statistics.reference_mean - rounded @ statistics.mean)
-
-
-def _add_to_bias(layer: nn.Module, missing: Float[Tensor, " out"]) -> None:
-    """Give the layer's output the mean that it has in the reference."""
-    if layer.bias is None:
-        layer.bias = nn.Parameter(missing.to(layer.weight))
-    else:
-        layer.bias += missing.to(layer.bias)  # type: ignore[operator, arg-type]
+        # The layer's output gets the mean that it has in the reference.
+        add_to_bias(layer, weight @ statistics.reference_mean - rounded @ statistics.mean)
 
 
 def _input_statistics(quantised: Walk, reference: Walk, name: str, recipe: Recipe) -> InputStatistics | None:

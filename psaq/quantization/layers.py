@@ -42,6 +42,14 @@ class QuantConv2d(Quantized, nn.Conv2d):
         return self.output((y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(x.dtype))
 
 
+def add_to_bias(layer: nn.Linear | nn.Conv2d, offset: Float[Tensor, " out"]) -> None:
+    """Add to a layer's output, channel by channel; a layer without a bias gets one."""
+    if layer.bias is None:
+        layer.bias = nn.Parameter(offset.to(layer.weight))
+    else:
+        layer.bias.data += offset.to(layer.bias)
+
+
 def _are_uniform(input: nn.Module, weight: nn.Module) -> bool:
     """Whether x̂ and ŵ are whole multiples of one scale each per output."""
     if not isinstance(input, AffineQuantizer) or not isinstance(weight, AffineQuantizer):

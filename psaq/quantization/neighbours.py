@@ -16,3 +16,9 @@ def normalised_inputs(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Mod
             yield module, "norm2", getattr(module.mlp, "fc1", None)
         if isinstance(module, PatchMerging):
             yield module, "norm", module.reduction
+
+
+def fills_its_windows(block: SwinTransformerBlock) -> bool:
+    """Whether no window is padded with zeros behind the norm, which stand for 0.0 whatever was folded into it."""
+    fixed = not getattr(block, "dynamic_mask", False)
+    return fixed and all(size % side == 0 for size, side in zip(block.input_resolution, block.window_size, strict=True))

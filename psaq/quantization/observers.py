@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 
-_SAMPLE = 2**19  # values
+_SAMPLE = 2**17  # values
 
 
 class MinMaxObserver(nn.Module):
@@ -56,5 +56,5 @@ class SamplingObserver(MinMaxObserver):
 
     @property
     def sample(self) -> Float[Tensor, "rows channels"]:
-        """The rows kept: of each batch at most half a million values."""
+        """The rows kept: of each batch at most 131,072 values."""
         return torch.cat(self.rows)

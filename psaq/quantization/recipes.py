@@ -48,6 +48,8 @@ class Recipe:
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
     fold: float = 0.0
     """How much of the spread between a LayerNorm's channels moves into the weight behind it, 0 to 1 (all)."""
+    centre: bool = False
+    """Move the middle of each channel's range to zero, of LayerNorms and, where ``equalize``, of keys and values."""
     equalize: bool = False
     """Give query and key one range per channel, and the channels of value one range, by scaling qkv and proj."""
     error_correction: float = 0.0
@@ -59,6 +61,8 @@ class Recipe:
     made by optimisation have none."""
     reconstruction_steps: int = 0
     """Steps for which each block is trained to emit what it did before; 0 is off. Pays where bits are few."""
+    distillation_steps: int = 0
+    """Steps for which the whole model is trained to answer as it did; 0 is off. Pays where bits are few."""
     ends: int | None = None
     """Bits of the first and the last layer, where they differ from the others'."""
     overrides: tuple[Override, ...] = ()
@@ -76,7 +80,7 @@ class Recipe:
         self._check_switches_and_numbers()
 
     def _check_switches_and_numbers(self) -> None:
-        for field in ("faithful", "equalize", "bias_compensation"):
+        for field in ("faithful", "centre", "equalize", "bias_compensation"):
             if not isinstance(getattr(self, field), bool):
                 raise PsaqError(f"{field} {getattr(self, field)!r}: must be True or False")
         if not _is_number(self.fold) or not 0 <= self.fold <= 1:
@@ -84,7 +88,7 @@ class Recipe:
         for field in ("error_correction", "damping"):
             if not _is_number(value := getattr(self, field)) or not 0 <= value < math.inf:
                 raise PsaqError(f"{field} {value!r}: must be a finite number, at least 0")
-        for field in ("flat_copies", "reconstruction_steps"):
+        for field in ("flat_copies", "reconstruction_steps", "distillation_steps"):
             if type(value := getattr(self, field)) is not int or value < 0:
                 raise PsaqError(f"{field} {value!r}: must be a whole number, at least 0")
 
@@ -141,6 +145,7 @@ class Recipe:
             or self.bias_compensation
             or self.error_correction > 0
             or self.reconstruction_steps > 0
+            or self.distillation_steps > 0
         )
 
     def __str__(self) -> str:

@@ -164,6 +164,25 @@ def test_gradients_reach_the_weight():
     assert weight.grad.eq(1).float().mean() > 0.5
 
 
+@settings(deadline=None, max_examples=30)
+@given(bits=BITS, seed=st.integers(0, 2**31), per_channel=st.booleans())
+def test_a_scale_that_learns_gets_the_gradient_of_lsq(bits, seed, per_channel):
+    """Σ gradient · (x̂ − x) / scale inside the range, x̂ / scale outside (Esser et al. 2020, eq. 3)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 2 * torch.randn(4, 50, generator=generator)
+    scale = torch.rand(4 if per_channel else (), generator=generator) * 0.3 + 0.05
+    quantizer = AffineQuantizer(scale, None, bits)
+    quantizer.scale.requires_grad_()
+    gradient = torch.randn(4, 50, generator=generator)
+    (y := quantizer(x)).backward(gradient)
+    wide = scale.view(-1, 1).double() if per_channel else scale.double()
+    levels = (x.double() / wide).round()
+    inside = (levels >= quantizer.lowest) & (levels <= quantizer.highest)
+    slopes = torch.where(inside, y.detach().double() - x.double(), y.detach().double()) / wide
+    expected = (gradient.double() * slopes).sum(1 if per_channel else (0, 1))
+    torch.testing.assert_close(quantizer.scale.grad.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_scales_stay_in_float32_when_the_model_is_cast():
     quantizer = symmetric_per_channel(torch.randn(3, 5), 8).to(torch.bfloat16)
     assert quantizer.scale.dtype == torch.float32

@@ -23,7 +23,7 @@ def probabilities(seed: int, rows: int = 40, columns: int = 50) -> torch.Tensor:
 
 
 def quantizers(bits: int) -> list[LogQuantizer | SplitQuantizer]:
-    return [LogQuantizer(number(0.9), number(2.5), bits), split_quantizer(number(-0.17), number(6.0), bits)]
+    return [LogQuantizer(number(0.9), number(2.5), bits), split_quantizer(number(-0.17), number(6.0), bits, curve=2)]
 
 
 def log_oracle(p: np.ndarray, top: float, per_octave: float, bits: int) -> np.ndarray:
@@ -33,10 +33,13 @@ def log_oracle(p: np.ndarray, top: float, per_octave: float, bits: int) -> np.nd
     return np.where(levels == last, 0, top * 2 ** (-levels / per_octave))
 
 
-def split_oracle(x: np.ndarray, negative: float, positive: float, bits: int) -> np.ndarray:
-    below = np.clip(np.round(x / negative), -(2 ** (bits - 1)), 0) * negative
-    above = np.clip(np.round(x / positive), 0, 2 ** (bits - 1) - 1) * positive
-    return np.where(x < 0, below, above)
+def split_oracle(x: np.ndarray, quantizer: SplitQuantizer) -> np.ndarray:
+    step, top = quantizer.negative_step.double().item(), quantizer.top.double().item()
+    negative, curve = quantizer.negative_levels, quantizer.curve
+    positive = 2**quantizer.bits - 1 - negative
+    below = np.clip(np.round(x / step), -negative, 0) * step
+    levels = np.round(np.clip(x / top, 0, 1) ** (1 / curve) * positive)
+    return np.where(x < 0, below, (levels / positive) ** curve * top)
 
 
 @settings(deadline=None, max_examples=50)
@@ -54,15 +57,21 @@ def test_log_levels_follow_their_formula(bits, seed, top, per_octave):
 
 
 @settings(deadline=None, max_examples=50)
-@given(bits=BITS, seed=SEEDS, low=st.floats(-3, -1e-3), high=st.floats(1e-3, 50))
-def test_split_levels_follow_their_formula(bits, seed, low, high):
+@given(
+    bits=BITS,
+    seed=SEEDS,
+    low=st.floats(-3, -1e-3),
+    high=st.floats(1e-3, 50),
+    curve=st.sampled_from([1, 2]),
+    share=st.floats(0, 0.5),
+)
+def test_split_levels_follow_their_formula(bits, seed, low, high, curve, share):
     x = torch.empty(500).uniform_(1.2 * low, 1.2 * high, generator=torch.Generator().manual_seed(seed))
-    quantizer = split_quantizer(number(low), number(high), bits)
-    negative, positive = quantizer.negative_step.double().item(), quantizer.positive_step.double().item()
-    assert negative == pytest.approx(-low / 2 ** (bits - 1), rel=1e-6)
-    assert positive == pytest.approx(high / (2 ** (bits - 1) - 1), rel=1e-6)
-    expected = split_oracle(x.double().numpy(), negative, positive, bits)
-    near = np.isclose(quantizer(x).double().numpy(), expected, rtol=1e-5, atol=1e-12)
+    quantizer = split_quantizer(number(low), number(high), bits, curve, share)
+    assert quantizer.lowest.item() == pytest.approx(low, rel=1e-6)
+    assert 1 <= quantizer.negative_levels == max(1, round(share * 2**bits))
+    expected = split_oracle(x.double().numpy(), quantizer)
+    near = np.isclose(quantizer(x).double().numpy(), expected, rtol=1e-4, atol=1e-12)
     assert near.mean() > 0.99
     assert len(quantizer(x).unique()) <= 2**bits
 
@@ -83,8 +92,9 @@ def test_quantising_again_changes_nothing(bits, seed):
     once = log(probabilities(seed))
     torch.testing.assert_close(log(once), once, rtol=1e-6, atol=0)
     x = torch.nn.functional.gelu(torch.randn(300, generator=torch.Generator().manual_seed(seed)))
-    split = split_quantizer(x.min(), x.max(), bits)
-    assert torch.equal(split(split(x)), split(x))
+    for curve in (1, 2):
+        split = split_quantizer(x.min(), x.max(), bits, curve)
+        torch.testing.assert_close(split(split(x)), split(x), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -97,11 +107,27 @@ def test_gradients_pass_straight_through_and_change_no_bit(index):
     assert torch.equal(x.grad, torch.full_like(x, 3.0))
 
 
+def test_scales_learn_where_values_lie():
+    """Both scales' gradients are those of the loss where nothing is rounded but clipped, or lies on a level."""
+    split = quantizers(4)[1]
+    for tensor in split.trainable():
+        tensor.requires_grad_()
+    split(torch.tensor([-9.0, 99.0, 6.0, 0.0])).backward(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+    assert split.negative_step.grad.item() == pytest.approx(-4), "lowest = -4 steps"
+    assert split.top.grad.item() == pytest.approx(10), "99 is clipped to the top; 6 and 0 stay whatever the top"
+
+
+def test_nothing_learns_outside_of_the_range():
+    x = torch.tensor([-9.0, -0.1, 3.0, 99.0], requires_grad=True)
+    quantizers(4)[1](x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("index", [0, 1])
 def test_half_precision_keeps_scales_in_float32(index, dtype):
     quantizer = quantizers(8)[index].to(dtype)
-    assert {buffer.dtype for buffer in quantizer.buffers()} == {torch.float32}
+    assert {buffer.dtype for buffer in quantizer.buffers() if buffer.is_floating_point()} == {torch.float32}
     x = probabilities(2).to(dtype)
     assert quantizer(x).dtype == dtype
     assert torch.equal(quantizer(x), quantizer(x.float()).to(dtype))
@@ -128,24 +154,24 @@ def test_they_lose_less_than_even_steps_on_what_they_are_for(bits):
     x = torch.nn.functional.gelu(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
     x = torch.cat([x, torch.tensor([8.0])])  # one channel far out, as GELUs have
     negative = x[x < 0]
-    uniform, split = asymmetric_per_tensor(x.min(), x.max(), bits), split_quantizer(x.min(), x.max(), bits)
+    uniform, split = asymmetric_per_tensor(x.min(), x.max(), bits), split_quantizer(x.min(), x.max(), bits, curve=2)
     assert (split(negative) - negative).square().mean() < 0.5 * (uniform(negative) - negative).square().mean()
 
 
 def test_nothing_but_zeros_has_quantisers():
     zeros = torch.zeros(4, 4)
     assert log_quantizer(zeros, zeros.max(), 4)(zeros).eq(0).all()
-    assert split_quantizer(number(0.0), number(0.0), 4)(zeros).eq(0).all()
+    assert split_quantizer(number(0.0), number(0.0), 4, curve=2)(zeros).eq(0).all()
 
 
 def test_bits_out_of_range_are_refused():
     with pytest.raises(PsaqError, match="2 to 8"):
         LogQuantizer(number(1.0), number(1.0), 9)
     with pytest.raises(PsaqError, match="2 to 8"):
-        SplitQuantizer(number(1.0), number(1.0), 1)
+        split_quantizer(number(-1.0), number(1.0), 1, curve=1)
 
 
 def test_they_show_what_they_do():
     log, split = quantizers(4)
     assert "log4, levels_per_octave=2.5, top=0.9" in repr(log)
-    assert "split4, steps 0.0213 and 0.857" in repr(split)
+    assert "split4, 4 steps of 0.0425 below zero, squares up to 6" in repr(split)

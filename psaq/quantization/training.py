@@ -1,0 +1,74 @@
+"""Training what is quantised: which numbers move, how far, and that weights end on their grids."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.quantization.affine import Quantizer
+from psaq.quantization.layers import QuantConv2d, QuantLinear
+
+_WEIGHT_RATE = 0.02  # of a quantisation step
+_FLOAT_RATE = 5e-3  # of a bias's or LayerNorm's root mean square
+_RANGE_RATE = 2e-3  # of a step or range
+_WARM_UP = 10  # steps
+_SMALLEST = 1e-3  # of a step or range, as part of what it was
+
+Step = Callable[[Float[Tensor, ""]], None]
+
+
+@contextmanager
+def trained(module: nn.Module, steps: int) -> Iterator[Step]:
+    """Inside the block, what is yielded takes a loss and moves the module's numbers by Adam, ``steps`` times.
+
+    Weights, biases, norms, and the quantisers' steps and ranges move, at rates that fall as a cosine. Afterwards
+    weights lie on their grids, and what required a gradient before does so again.
+    """
+    wanted: dict[Tensor, bool] = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    ranges = [tensor for part in module.modules() if isinstance(part, Quantizer) for tensor in part.trainable()]
+    floors = [_SMALLEST * tensor for tensor in ranges]
+    optimizer = torch.optim.Adam(_groups(module, ranges), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+
+    def step(loss: Float[Tensor, ""]) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for tensor, floor in zip(ranges, floors, strict=True):
+                tensor.clamp_(min=floor)
+
+    try:
+        with torch.enable_grad():
+            yield step
+    finally:
+        for tensor in [*wanted, *ranges]:
+            tensor.grad = None
+            tensor.requires_grad_(wanted.get(tensor, False))
+        _settle(module)
+
+
+def _groups(module: nn.Module, ranges: list[Tensor]) -> list[dict[str, object]]:
+    layers = [part for part in module.modules() if isinstance(part, QuantLinear | QuantConv2d)]
+    steps = {layer.weight: float(layer.weight_quantizer.scale.mean()) for layer in layers}
+    rates = {tensor: float(tensor.mean()) * _RANGE_RATE for tensor in ranges}
+    for parameter in module.parameters():
+        size = float(parameter.detach().square().mean().sqrt())
+        rates[parameter] = steps[parameter] * _WEIGHT_RATE if parameter in steps else size * _FLOAT_RATE
+    return [{"params": [tensor.requires_grad_(True)], "lr": rate} for tensor, rate in rates.items()]
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@torch.no_grad()
+def _settle(module: nn.Module) -> None:
+    """Put the weights on their grids."""
+    for part in module.modules():
+        if isinstance(part, QuantLinear | QuantConv2d):
+            part.weight.copy_(part.weight_quantizer(part.weight))
