@@ -84,10 +84,10 @@ def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, r
     Raises:
         PsaqError: onnxruntime is missing.
     """
-    quantized = _session(path)
+    quantized = onnx_session(path)
     with TemporaryDirectory() as folder:
         export_float_onnx(qmodel, Path(folder) / "float.onnx")
-        full = _session(Path(folder) / "float.onnx")
+        full = onnx_session(Path(folder) / "float.onnx")
     batches = images.split(batch_size)
     found = torch.cat([quantized(batch) for batch in progress_bar(batches, description="onnxruntime", unit="batch")])
     expected = _fake_quantized(qmodel, batches)
@@ -102,7 +102,8 @@ def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
     return torch.cat([qmodel.cpu()(batch) for batch in progress])
 
 
-def _session(path: Path) -> Callable[[Images], Tensor]:
+def onnx_session(path: Path) -> Callable[[Images], Tensor]:
+    """Images to logits by an exported model in onnxruntime, on the CPU. Raises PsaqError where that is missing."""
     try:
         import onnxruntime
     except ImportError as error:
