@@ -40,7 +40,7 @@ class IntegerLinear(KeepsTypes):
 
     @property
     def weight(self) -> QuantizedWeight:
-        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs)
+        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True)
 
     def feed_through_gelu(self, following: "IntegerLinear") -> None:
         """Apply a GELU and emit the levels that ``following`` reads."""
