@@ -67,9 +67,10 @@ class Export:
     def run(self) -> None:
         file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
         qmodel = load(file)
+        images = self._pictures(qmodel)
         export_onnx(qmodel, self.onnx)
         print(f"{self.onnx}: {self.onnx.stat().st_size / 1e6:.2f} MB")
-        verdict = check_onnx(self.onnx, qmodel, self._pictures(qmodel), self.batch_size, self.repeats)
+        verdict = check_onnx(self.onnx, qmodel, images, self.batch_size, self.repeats)
         print(_in_words(verdict, min(self.batch_size, verdict.images)))
 
     def _pictures(self, qmodel: nn.Module) -> Images:
