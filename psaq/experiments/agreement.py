@@ -118,8 +118,11 @@ def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
 
 
 def nudged(model: nn.Module, modules: Iterable[nn.Module], by: float) -> Forward:
-    """The model with what ``modules`` emit changed by a part of about ``by``. 1e-7 is one unit in the last place of
-    float32, what another order of summation does: only an implementation with the same bits can agree better."""
+    """The model with what ``modules`` emit changed by a part of about ``by``.
+
+    1e-7 is one unit in the last place of float32, and 1e-6 what a sum over an image's patch loses in another order: an
+    implementation that does not compute the very same bits cannot be expected to agree better than these.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def nudge(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
