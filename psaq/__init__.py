@@ -14,6 +14,7 @@ from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deploy import IntegerModel, deploy
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
+from psaq.quantization.simulate import simulate
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "quantize",
     "save",
     "sensitivity",
+    "simulate",
     "synthesize",
 ]

@@ -36,7 +36,10 @@ class PerTensor:
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        scale = _float32(self.scale)
+        try:
+            scale = _float32(self.scale)
+        except TypeError as error:
+            raise TypeError(f"scale must be a number, got {self.scale!r}") from error
         if not 0 < scale < math.inf or not math.isfinite(_float32(1 / scale)):
             raise ValueError(f"scale must be positive, finite and a normal float32, got {self.scale}")
         if not isinstance(self.zero_point, int) or not 0 <= self.zero_point < 2**self.bits:

@@ -87,7 +87,7 @@ def _quant_linear(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1])
+    weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1], trusted=True)
     run = linear_torch if backend == "torch" else importlib.import_module("psaq_kernels.linear_triton")
     epilogue = Epilogue(bias, gelu, _decode_static(output) if output else None, dtype)
     return run.quant_linear(x, weights, _decode(input), epilogue)
@@ -117,6 +117,8 @@ def _decode_static(numbers: list[float]) -> PerTensor:
 def _check_types(
     x: Tensor, weight: QuantizedWeight, input: PerTensor | PerToken, output: PerTensor | None, activation: str | None
 ) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dtype not in (*FLOAT_TYPES, torch.int8):
         raise TypeError(f"x must be float32, float16, bfloat16 or int8, got {x.dtype}")
     if not isinstance(weight, QuantizedWeight):
@@ -140,8 +142,9 @@ def _check_shapes(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> No
         raise ValueError(f"weight is on {weight.values.device}, x on {x.device}; move one to the other")
     if bias is None:
         return
-    if not bias.is_floating_point():
-        raise TypeError(f"bias must be floating-point, got {bias.dtype}")
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        found = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise TypeError(f"bias must be a floating-point tensor, got {found}")
     if bias.shape != (weight.outputs,) or bias.device != x.device:
         raise ValueError(f"bias must be ({weight.outputs},) on {x.device}, got {tuple(bias.shape)} on {bias.device}")
 

@@ -1,6 +1,6 @@
 """Integer weights as they lie in memory: one byte each, or two 4-bit ones to a byte."""
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from jaxtyping import Float, Float32, Int8, Int32, UInt8
@@ -57,17 +57,19 @@ class QuantizedWeight:
         scale: float32 (outputs,), positive.
         column_sums: int32 (outputs,), the sum of each output's integers: what a zero point is multiplied by.
         inputs: the layer's input features.
+        trusted: the scales are known to be positive and finite; to look would wait for a GPU.
 
     Raises:
-        TypeError, ValueError: a tensor, which the message names, has another dtype, shape or device.
+        TypeError, ValueError: a tensor, which the message names, has another dtype, shape, device or value.
     """
 
     values: Int8[Tensor, "outputs inputs"] | UInt8[Tensor, "outputs bytes"]
     scale: Float32[Tensor, "outputs"]
     column_sums: Int32[Tensor, "outputs"]
     inputs: int
+    trusted: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, trusted: bool) -> None:
         if self.values.dtype not in (torch.int8, torch.uint8):
             raise TypeError(f"values must be int8, or uint8 with two 4-bit weights to a byte, got {self.values.dtype}")
         length = packed_length(self.inputs) if self.packed else self.inputs
@@ -78,6 +80,8 @@ class QuantizedWeight:
             )
         self._check_per_output("scale", torch.float32)
         self._check_per_output("column_sums", torch.int32)
+        if not trusted:
+            _check_scale(self.scale)
 
     @classmethod
     def from_integers(
@@ -92,7 +96,8 @@ class QuantizedWeight:
         if integers.dtype != torch.int8 or integers.ndim != 2:
             raise TypeError(f"integers must be int8 (outputs, inputs), got {integers.dtype} {tuple(integers.shape)}")
         _check_range(integers, bits)
-        _check_scale(scale)
+        if not scale.is_floating_point():
+            raise TypeError(f"scale must be a floating-point tensor, got {scale.dtype}")
         values = pack_nibbles(integers) if bits <= NIBBLE_BITS else integers.contiguous()
         sums = integers.sum(dim=1, dtype=torch.int32)
         return cls(values, scale.detach().float().contiguous(), sums, integers.shape[1])
@@ -128,7 +133,5 @@ def _check_range(integers: Tensor, bits: int) -> None:
 
 
 def _check_scale(scale: Tensor) -> None:
-    if not scale.is_floating_point():
-        raise TypeError(f"scale must be a floating-point tensor, got {scale.dtype}")
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite for every output channel")

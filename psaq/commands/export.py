@@ -67,9 +67,10 @@ class Export:
     def run(self) -> None:
         file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
         qmodel = load(file)
+        images = self._pictures(qmodel)
         export_onnx(qmodel, self.onnx)
         print(f"{self.onnx}: {self.onnx.stat().st_size / 1e6:.2f} MB")
-        verdict = check_onnx(self.onnx, qmodel, self._pictures(qmodel), self.batch_size, self.repeats)
+        verdict = check_onnx(self.onnx, qmodel, images, self.batch_size, self.repeats)
         print(_in_words(verdict, min(self.batch_size, verdict.images)))
 
     def _pictures(self, qmodel: nn.Module) -> Images:
@@ -84,10 +85,10 @@ def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, r
     Raises:
         PsaqError: onnxruntime is missing.
     """
-    quantized = _session(path)
+    quantized = onnx_session(path)
     with TemporaryDirectory() as folder:
         export_float_onnx(qmodel, Path(folder) / "float.onnx")
-        full = _session(Path(folder) / "float.onnx")
+        full = onnx_session(Path(folder) / "float.onnx")
     batches = images.split(batch_size)
     found = torch.cat([quantized(batch) for batch in progress_bar(batches, description="onnxruntime", unit="batch")])
     expected = _fake_quantized(qmodel, batches)
@@ -102,7 +103,8 @@ def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
     return torch.cat([qmodel.cpu()(batch) for batch in progress])
 
 
-def _session(path: Path) -> Callable[[Images], Tensor]:
+def onnx_session(path: Path) -> Callable[[Images], Tensor]:
+    """Images to logits by an exported model in onnxruntime, on the CPU. Raises PsaqError where that is missing."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,20 +1,20 @@
 """The uniform quantiser: real numbers to b-bit integers by a scale and a zero point, and back."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from psaq.errors import PsaqError
+from psaq.quantization.keeps_types import KeepsTypes
 
 MIN_BITS, MAX_BITS = 2, 8
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
-class Quantizer(nn.Module):
+class Quantizer(KeepsTypes):
     """What stands at a point once it is quantised: takes a tensor, returns the levels' values in its type."""
 
     bits: int
@@ -22,10 +22,6 @@ class Quantizer(nn.Module):
     def trainable(self) -> list[Tensor]:
         """The numbers that a gradient may move: steps and ranges, all positive."""
         return []
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Follow a model to another device, but keep scales in float32 when it is cast to half precision."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
 
 
 class AffineQuantizer(Quantizer):

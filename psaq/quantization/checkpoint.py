@@ -72,6 +72,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
         qmodel.set_submodule(name, _blank(description, tensors, name))
     floats = dict(_unpacked(qmodel, tensors, header["points"]))
     _load_strictly(qmodel, {**tensors, **floats})
+    _compute_buffers(qmodel)
     qmodel.psaq_recipe = Recipe(**header["recipe"])  # type: ignore[assignment]
     return qmodel
 
@@ -98,16 +99,33 @@ def _architecture(header: Mapping[str, Any]) -> nn.Module:
 
 def _without_memory(source: ModelSource) -> nn.Module | None:
     """The architecture on torch's meta device: no weight is initialised only to be overwritten. None where something
-    that the file does not hold, such as a Swin's window masks, would be left there."""
+    that the file does not hold would be left there."""
     try:
         with torch.device("meta"):
             model = build_model(source)
     except PsaqError:  # the architecture computes with its tensors while it is built
         return None
-    held = model.state_dict().keys()
     attributes = (value for module in model.modules() for value in vars(module).values())
-    left = any(name not in held for name, _ in model.named_buffers())
-    return None if left or any(isinstance(value, Tensor) for value in attributes) else model
+    if any(isinstance(value, Tensor) for value in attributes):
+        return None
+    unsaved = [module for module in model.modules() if _unsaved_buffers(module)]
+    return model if all(hasattr(module, "init_non_persistent_buffers") for module in unsaved) else None
+
+
+def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own buffers that no file holds, as a Swin's window masks and relative positions."""
+    held = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers(recurse=False) if name not in held}
+
+
+def _compute_buffers(qmodel: nn.Module) -> None:
+    """Compute what no file holds, where it has no memory yet; timm's modules know how."""
+    for module in qmodel.modules():
+        blank = {name: buffer for name, buffer in _unsaved_buffers(module).items() if buffer.is_meta}
+        for name, buffer in blank.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if blank:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _description(point: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +20,8 @@ from psaq.quantization.points import WEIGHT, Point, live_points
 from psaq_kernels import PerTensor, QuantizedWeight
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INTEGER = "integer"
+"""What the layer in integers is called where a fake quantisation of its output follows it."""
 
 
 def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel":
@@ -34,7 +36,8 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel
         dtype: float32, float16 or bfloat16; by default bfloat16 on a GPU and float32 elsewhere.
 
     Returns:
-        A module for inference. In float32 it differs from ``qmodel`` by the rounding of its sums alone.
+        A module for inference. In float32 it differs from ``qmodel`` by the rounding of its sums alone; what to
+        compare it with in half precision is `psaq.simulate`.
 
     Raises:
         PsaqError: not a quantised model, an unsupported dtype, or no layer that integers can compute.
@@ -118,7 +121,7 @@ def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
 
 
 def _with_output(layer: IntegerLinear, output: nn.Module) -> nn.Module:
-    return layer if isinstance(output, Point) else nn.Sequential(layer, output)
+    return layer if isinstance(output, Point) else nn.Sequential(OrderedDict({INTEGER: layer, "output": output}))
 
 
 def _is_patchwise(layer: nn.Conv2d) -> bool:

@@ -1,6 +1,5 @@
 """Layers that compute in integers: what the fake-quantised ones become when a model is deployed."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,17 +7,11 @@ from einops import rearrange
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from psaq.quantization.keeps_types import KeepsTypes
 from psaq_kernels import PerTensor, QuantizedWeight, layer_norm_quantize, quant_linear
 
 
-class IntegerModule(nn.Module):
-    """A module whose tensors keep their types when the model around it is cast to half precision."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
-
-
-class IntegerLinear(IntegerModule):
+class IntegerLinear(KeepsTypes):
     """A linear layer on 8-bit activations and 8- or 4-bit weights, with what follows it in the same kernel.
 
     Args:
@@ -47,7 +40,7 @@ class IntegerLinear(IntegerModule):
 
     @property
     def weight(self) -> QuantizedWeight:
-        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs)
+        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True)
 
     def feed_through_gelu(self, following: "IntegerLinear") -> None:
         """Apply a GELU and emit the levels that ``following`` reads."""
@@ -95,7 +88,7 @@ class IntegerPatchEmbedding(IntegerLinear):
         return rearrange(super().forward(patches), "b h w d -> b d h w")
 
 
-class IntegerLayerNorm(IntegerModule):
+class IntegerLayerNorm(KeepsTypes):
     """A LayerNorm that emits the levels that the linear layer behind it reads."""
 
     weight: Tensor

@@ -112,6 +112,8 @@ def test_per_token_rows_of_zeros_infinities_and_nan(backend: str) -> None:
 def test_scale_must_be_positive_and_finite(scale: float) -> None:
     with pytest.raises(ValueError, match="scale must be positive"):
         PerTensor(scale)
+    with pytest.raises(TypeError, match="scale must be a number, got 'wide'"):
+        PerTensor("wide")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("zero_point", [-1, 256, 3.0])

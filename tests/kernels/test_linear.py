@@ -263,6 +263,7 @@ GOOD = {"x": torch.zeros(3, 20), "weight": make_weight(6, 20, 8), "input": STATI
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
+        ({"x": [[0.0] * 20]}, TypeError, "x must be a tensor, got list"),
         ({"x": torch.zeros(3, 20).double()}, TypeError, "x must be float32"),
         ({"x": torch.zeros(3, 19)}, ValueError, r"x must be \(..., 20\)"),
         ({"x": torch.tensor(1.0)}, ValueError, r"x must be \(..., 20\)"),
@@ -273,7 +274,8 @@ GOOD = {"x": torch.zeros(3, 20), "weight": make_weight(6, 20, 8), "input": STATI
         ({"x": torch.zeros(3, 20, dtype=torch.int8)}, TypeError, "dtype must be float32"),
         ({"dtype": torch.float64}, TypeError, "dtype must be float32"),
         ({"bias": torch.zeros(5)}, ValueError, r"bias must be \(6,\)"),
-        ({"bias": torch.zeros(6, dtype=torch.int32)}, TypeError, "bias must be floating-point"),
+        ({"bias": torch.zeros(6, dtype=torch.int32)}, TypeError, "bias must be a floating-point tensor"),
+        ({"bias": [0.0] * 6}, TypeError, "bias must be a floating-point tensor, got list"),
         ({"activation": "relu"}, ValueError, "activation must be"),
         ({"output": PerToken()}, TypeError, "output must be PerTensor or None"),
         ({"backend": "numpy"}, ValueError, "backend must be one of"),

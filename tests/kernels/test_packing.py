@@ -73,6 +73,8 @@ def test_scales_must_be_positive_and_finite(scale: float) -> None:
         ({"values": torch.zeros(8, dtype=torch.int8)}, ValueError, "values must be"),
         ({"scale": torch.ones(3).double()}, TypeError, "scale must be torch.float32"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must be \(3,\)"),
+        ({"scale": torch.tensor([1.0, 0.0, 1.0])}, ValueError, "scale must be positive and finite"),
+        ({"scale": torch.tensor([1.0, math.nan, 1.0])}, ValueError, "scale must be positive and finite"),
         ({"column_sums": torch.zeros(3)}, TypeError, "column_sums must be torch.int32"),
         ({"column_sums": torch.zeros(4, dtype=torch.int32)}, ValueError, r"column_sums must be \(3,\)"),
     ],

@@ -46,6 +46,13 @@ def test_numbers_below_one_are_refused(tmp_path: Path) -> None:
         Export(tmp_path, tmp_path / "model.onnx", batch_size=0)
 
 
+def test_absent_pictures_are_named_before_anything_is_written(qmodel: torch.nn.Module, tmp_path: Path) -> None:
+    save(qmodel, tmp_path / "model.safetensors")
+    with pytest.raises(PsaqError, match="absent"):
+        Export(tmp_path, tmp_path / "model.onnx", images=tmp_path / "absent").run()
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def test_an_absent_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(PsaqError, match=r"absent\.safetensors"):
         Export(tmp_path / "absent.safetensors", tmp_path / "model.onnx").run()

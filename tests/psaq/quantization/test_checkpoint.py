@@ -5,12 +5,14 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, read_safetensors, save_tensors
 from psaq.models.zoo import build_model, data_config, named_source
+from psaq.quantization import checkpoint
 from psaq.quantization.affine import symmetric_per_channel
 from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import KIND, load, save
@@ -57,6 +59,35 @@ def test_no_weight_is_initialised_to_be_overwritten(named_vit, images, tmp_path)
     with _Initialising() as initialising:
         build_model(named_source("vit_tiny_patch16_224.augreg_in21k_ft_in1k", NAMED))
     assert initialising.drawn > 0
+
+
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin", "swin_tiny"])
+def test_no_float_model_is_built_to_be_loaded_into(name, tmp_path, monkeypatch):
+    model = build_model(named_source(name, {"img_size": 64, "window_size": 2} if name == "swin_tiny" else None))
+    x = torch.randn(2, 3, *data_config(model).image_size, generator=torch.Generator().manual_seed(0))
+    qmodel = quantize(model, x, Recipe.paper(8, 8))
+    save(qmodel, tmp_path / "q.safetensors")
+    built = []
+    monkeypatch.setattr(checkpoint, "build_model", lambda source: built.append(build_model(source)) or built[-1])
+    loaded = load(tmp_path / "q.safetensors")
+    assert len(built) == 1
+    assert all(parameter.is_meta for parameter in built[0].parameters())
+    kept = dict(qmodel.named_buffers())
+    for name, buffer in loaded.named_buffers():
+        assert torch.equal(buffer, kept[name]), name
+        assert buffer.dtype == kept[name].dtype
+    assert torch.equal(loaded(x), qmodel(x))
+
+
+def test_an_architecture_that_timm_cannot_complete_is_built_in_memory(tmp_path, monkeypatch):
+    """As in versions of timm that compute a Swin's masks only while they build it."""
+    model = build_model(named_source("micro_swin"))
+    x = torch.randn(2, 3, *data_config(model).image_size, generator=torch.Generator().manual_seed(0))
+    qmodel = quantize(model, x, Recipe.paper(8, 8))
+    save(qmodel, tmp_path / "q.safetensors")
+    for kind in (WindowAttention, SwinTransformerBlock):
+        monkeypatch.delattr(kind, "init_non_persistent_buffers")
+    assert torch.equal(load(tmp_path / "q.safetensors")(x), qmodel(x))
 
 
 class _Initialising(TorchDispatchMode):

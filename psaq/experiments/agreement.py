@@ -1,0 +1,165 @@
+"""How far implementations of one quantised DeiT-Tiny agree on real images: its simulation, deployed, in onnxruntime.
+
+python -m psaq.experiments.agreement --weights W.safetensors --val imagenet/val --images RUN
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psaq.cli import run_command
+from psaq.commands.export import onnx_session
+from psaq.evaluation import compare
+from psaq.experiments.rows import read_rows, write_rows
+from psaq.images.imagenet import imagenet
+from psaq.images.synthetic import load_images
+from psaq.models.zoo import load_model
+from psaq.progress import progress_bar
+from psaq.quantization.calibration import quantize
+from psaq.quantization.deploy import deploy
+from psaq.quantization.onnx_graph import export_onnx
+from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
+from psaq.quantization.simulate import simulate
+
+KINDS = (("paper", "linear"), ("paper", "all"), ("accurate", "linear"), ("accurate", "matmul"))
+"""Recipe and scope of the models that are compared."""
+
+SIMULATION, SIMULATION_BFLOAT16, DEPLOYED_BFLOAT16 = "simulation", "simulation, bfloat16", "deployed, bfloat16"
+_BATCH = 25
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An implementation beside another, and beside full precision; percent and dB."""
+
+    recipe: str
+    scope: str
+    precision: str
+    implementation: str
+    reference: str
+    """The implementation that it is compared with."""
+    agreement: float
+    logit_sqnr: float
+    fp_agreement: float
+    """With the full-precision model."""
+    top1: float
+    fp_top1: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Compare implementations of quantised DeiT-Tinys; started again, measure only what is missing."""
+
+    weights: Path
+    """DeiT-Tiny's safetensors file."""
+    val: Path
+    """Labelled images to compare on, one folder per wnid."""
+    images: Path
+    """Calibration images: a run of ``psaq synthesize``."""
+    crop_pct: float = 0.987
+    """Of the evaluation."""
+    every: int = 3
+    """Compare on one image in so many, in sorted path order."""
+    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    """Bits of weights and activations."""
+    out: Path = Path(__file__).parent / "results" / "agreement_deit_tiny.csv"
+    """The table; rows that are there already are kept."""
+
+    def run(self) -> None:
+        rows = read_rows(self.out, Row)
+        model = load_model("deit_tiny", self.weights)
+        dataset = imagenet(self.val, model, self.crop_pct)
+        examples = [dataset[index] for index in range(0, len(dataset), self.every)]  # type: ignore[arg-type]
+        x, labels = torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
+        full = _logits(model, x, "FP")
+        for kind in self._missing(rows):
+            qmodel = quantize(model, load_images(self.images), _recipe(*kind), progress=True)
+            logits = {name: _logits(forward, x, f"{' '.join(kind)}: {name}") for name, forward in _forwards(qmodel)}
+            rows += [_row(kind, *pair, logits, labels, full) for pair in _pairs(logits)]
+            write_rows(self.out, rows)
+            print(*(row for row in rows if _kind(row) == kind), sep="\n")
+
+    def _missing(self, rows: list[Row]) -> list[tuple[str, str, str]]:
+        done = {_kind(row) for row in rows}
+        wanted = [(*kind, precision) for kind in KINDS for precision in self.precisions]
+        return [kind for kind in wanted if kind not in done]
+
+
+def _kind(row: Row) -> tuple[str, str, str]:
+    return row.recipe, row.scope, row.precision
+
+
+def _recipe(name: str, scope: str, precision: str) -> Recipe:
+    """Without reconstruction: it takes minutes and changes nothing about how sums are rounded."""
+    parts: dict[str, Any] = {"reconstruction_steps": 0} if name == "accurate" else {}
+    return RECIPES[name](*parse_precision(precision), scope=scope, **parts)
+
+
+def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
+    """The implementations, each made when it is its turn."""
+    yield SIMULATION, qmodel
+    yield "simulation, patches nudged by 1e-6", nudged(qmodel, [qmodel.get_submodule("patch_embed")], 1e-6)
+    norms = [module for module in qmodel.modules() if isinstance(module, nn.LayerNorm)]
+    yield "simulation, norms nudged by 1e-7", nudged(qmodel, norms, 1e-7)
+    yield "deployed, float32", deploy(qmodel, torch.float32)
+    yield SIMULATION_BFLOAT16, simulate(qmodel, torch.bfloat16)
+    yield DEPLOYED_BFLOAT16, deploy(qmodel, torch.bfloat16)
+    with TemporaryDirectory() as folder:
+        export_onnx(qmodel, Path(folder) / "model.onnx")
+        yield "onnxruntime", onnx_session(Path(folder) / "model.onnx")
+
+
+def nudged(model: nn.Module, modules: Iterable[nn.Module], by: float) -> Forward:
+    """The model with what ``modules`` emit changed by a part of about ``by``.
+
+    1e-7 is one unit in the last place of float32, and 1e-6 what a sum over an image's patch loses in another order: an
+    implementation that does not compute the very same bits cannot be expected to agree better than these.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def nudge(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * (1 + by * torch.randn(output.shape, generator=generator))
+
+    def forward(images: Tensor) -> Tensor:
+        hooks = [module.register_forward_hook(nudge) for module in modules]
+        try:
+            return model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return forward
+
+
+def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Every implementation with the simulation, and the deployed one in half precision also with its own."""
+    return [*((name, SIMULATION) for name in names), (DEPLOYED_BFLOAT16, SIMULATION_BFLOAT16)]
+
+
+def _row(
+    kind: tuple[str, str, str], name: str, reference: str, logits: dict[str, Tensor], labels: Tensor, full: Tensor
+) -> Row:
+    beside, fp = compare(logits[name], labels, logits[reference]), compare(logits[name], labels, full)
+    assert beside.agreement is not None
+    assert beside.logit_sqnr is not None
+    assert fp.agreement is not None
+    fp_top1 = compare(full, labels).top1
+    return Row(*kind, name, reference, beside.agreement, beside.logit_sqnr, fp.agreement, fp.top1, fp_top1, fp.n)
+
+
+@torch.no_grad()
+def _logits(forward: Forward, images: Tensor, description: str) -> Tensor:
+    batches = progress_bar(images.split(_BATCH), description=description, unit="batch")
+    return torch.cat([forward(batch).float() for batch in batches])
+
+
+if __name__ == "__main__":
+    run_command(Agreement)

@@ -1,0 +1,74 @@
+"""Implementations of one quantised model compared: all of them, once, and with the figures of evaluate."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from psaq.evaluation import evaluate
+from psaq.experiments import agreement
+from psaq.experiments.agreement import Agreement, Row, nudged
+from psaq.experiments.rows import read_rows
+from psaq.images.imagenet import imagenet
+from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.zoo import data_config
+from psaq.quantization.calibration import quantize
+from psaq.quantization.recipes import Recipe
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def options(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "load_model", lambda *_: vit)
+    for index in range(10):
+        folder = tmp_path / "val" / f"class{index}"
+        folder.mkdir(parents=True)
+        Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / "a.png")
+    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
+    return Agreement(
+        tmp_path / "unused",
+        tmp_path / "val",
+        tmp_path / "run",
+        every=1,
+        precisions=("W8A8",),
+        out=tmp_path / "table.csv",
+    )
+
+
+def test_every_implementation_is_compared(options, vit):
+    options.run()
+    rows = read_rows(options.out, Row)
+    assert len(rows) == len(agreement.KINDS) * 8
+    qmodel = quantize(vit, load_images(options.images), Recipe.paper(8, 8, "linear"))
+    expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
+    assert (rows[0].top1, rows[0].fp_agreement, rows[0].n) == (expected.top1, expected.agreement, 10)
+    exact = {("deployed, float32", "simulation"), ("deployed, bfloat16", "simulation, bfloat16")}
+    sqnr = {pair: [row.logit_sqnr for row in rows if (row.implementation, row.reference) == pair] for pair in exact}
+    assert sqnr == {pair: [math.inf] * len(agreement.KINDS) for pair in exact}
+    assert all(row.logit_sqnr < math.inf for row in rows if row.implementation == "onnxruntime")
+
+
+def test_kinds_that_are_there_are_kept(options, monkeypatch):
+    monkeypatch.setattr(agreement, "KINDS", agreement.KINDS[:1])
+    options.run()
+    before = options.out.read_text()
+    measured = []
+    monkeypatch.setattr(agreement, "quantize", lambda *a, **k: measured.append(a) or quantize(*a, **k))
+    replace(options, precisions=("W8A8", "W4A8")).run()
+    assert len(measured) == 1
+    assert options.out.read_text().startswith(before)
+
+
+@torch.no_grad()
+def test_a_nudge_is_small_and_leaves_no_trace(vit):
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = vit(x)
+    moved = nudged(vit, [vit.patch_embed, vit.norm], 1e-6)(x)
+    assert not torch.equal(moved, before)
+    torch.testing.assert_close(moved, before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(vit(x), before)
