@@ -98,8 +98,8 @@ def _kind(row: Row) -> tuple[str, str, str]:
 
 
 def _recipe(name: str, scope: str, precision: str) -> Recipe:
-    """Without reconstruction: it takes minutes and changes nothing about how sums are rounded."""
-    parts: dict[str, Any] = {"reconstruction_steps": 0} if name == "accurate" else {}
+    """Without distillation: it takes minutes and changes nothing about how sums are rounded."""
+    parts: dict[str, Any] = {"distillation_steps": 0} if name == "accurate" else {}
     return RECIPES[name](*parse_precision(precision), scope=scope, **parts)
 
 

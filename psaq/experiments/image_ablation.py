@@ -60,7 +60,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 """What is changed → the fields of `SynthesisConfig` that it changes; `OBJECTIVES` change the loop itself."""
 
 RECIPES: dict[str, Recipe] = {
-    "W4A8 accurate, no reconstruction": Recipe.accurate(4, 8, reconstruction_steps=0),
+    "W4A8 accurate, untrained": Recipe.accurate(4, 8, distillation_steps=0),
     "W4A8 paper": Recipe.paper(4, 8),
     "W8A8 paper": Recipe.paper(8, 8),
 }

@@ -6,6 +6,7 @@ make up for what is left. Block by block (`reconstruction`) each error is judged
 to the answer.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,11 +23,13 @@ Images = Float[Tensor, "images 3 height width"]
 Logits = Float[Tensor, "images classes"]
 
 _IMAGES = 8  # per step
-_SHIFT = 1 / 7  # of the image's side, at most
+_SHIFT = 1 / 15  # of the image's side, at most: as far as synthesis moves its images
 
 
 def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool = False) -> None:
     """Train ``qmodel`` to emit, in every block and at the end, what ``reference`` emits; weights end on the grid.
+
+    Where its answers to ``images`` have not come closer by that, it is left as it was.
 
     Args:
         qmodel: quantised at every point that it shall have.
@@ -34,6 +37,21 @@ def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, 
         images: what both are shown, shifted and flipped anew at every step.
         steps: of Adam, the rate falling to zero.
     """
+    before, error = copy.deepcopy(qmodel.state_dict()), answer_error(qmodel, reference, images)
+    _train(qmodel, reference, images, steps, progress)
+    if not answer_error(qmodel, reference, images) < error:
+        qmodel.load_state_dict(before)
+
+
+@torch.no_grad()
+def answer_error(qmodel: nn.Module, reference: nn.Module, images: Images) -> float:
+    """The mean of `answer_loss` over the images."""
+    parts = images.split(_IMAGES)
+    losses = [answer_loss(qmodel(part), reference(part)) * len(part) for part in parts]
+    return float(torch.stack(losses).sum()) / len(images)
+
+
+def _train(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     chosen = _draws(len(images), draw)
     emitted, wanted = _Emitted(qmodel), _Emitted(reference)

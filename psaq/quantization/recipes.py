@@ -12,7 +12,7 @@ from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
 _FEW_BITS = 4
-"""Up to here ranges are clipped and blocks reconstructed. Clipping cost accuracy at 6 and 8 bits of activations."""
+"""Up to here ranges are clipped and the model trained. Clipping cost accuracy at 6 and 8 bits of activations."""
 
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""
@@ -41,7 +41,7 @@ class Recipe:
     softmax: Literal["uniform", "log"] = "uniform"
     """Softmax outputs: even steps, or even ratios with a base that is searched for."""
     gelu: Literal["uniform", "split"] = "uniform"
-    """GELU outputs: one step, or one for the negative and one for the positive part."""
+    """GELU outputs: one step, or few levels for the negative part and, where that pays, squares for the positive."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
     damping: float = 0.1
@@ -118,9 +118,10 @@ class Recipe:
             "bias_compensation": True,
             "flat_copies": 16,
             "ends": 8,
-            "fold": 0.5 if activations < 8 else 0.0,
+            "centre": True,
+            "fold": 1.0 if activations < 8 else 0.0,
             "ranges": "search" if activations <= _FEW_BITS else "full",
-            "reconstruction_steps": 60 if min(weights, activations) <= _FEW_BITS else 0,
+            "distillation_steps": _distillation_steps(weights, activations),
         }
         return cls(weights, activations, scope, **{**usual, **parts})
 
@@ -167,6 +168,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "gelu": ("uniform", "split"),
     "rounding": ("nearest", "gptq"),
 }
+
+
+def _distillation_steps(weights: int, activations: int) -> int:
+    if activations <= _FEW_BITS:
+        return 200
+    return 100 if weights <= _FEW_BITS else 0
 
 
 def _is_number(value: object) -> bool:

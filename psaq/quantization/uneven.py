@@ -150,9 +150,8 @@ def log_quantizer(sample: Float[Tensor, "rows keys"], high: Float[Tensor, ""], b
         errors = LogQuantizer(top, 2**bits / torch.tensor(reach), bits).to(sample.device)(sample) - sample
         return float((errors.square().sum(-1) + errors.sum(-1).square()).mean())
 
-    # In octaves: from a factor of 8 to 6e-8, first every third, then every half one about the best.
-    coarse = min((float(octaves) for octaves in range(3, 25, 3)), key=error)
-    best = min((max(3.0, coarse + half / 2) for half in range(-4, 5)), key=error)
+    octaves = (half / 2 for half in range(6, 49))  # from a factor of 8 to 6e-8
+    best = min(octaves, key=error)
     return LogQuantizer(top, 2**bits / torch.tensor(best), bits).to(sample.device)
 
 

@@ -53,13 +53,13 @@ def test_every_width_works_and_more_bits_cost_less(vit, images):
     reference = vit(images)
     errors = {}
     for weights in range(3, 9):
-        qmodel = quantize(vit, images, Recipe.accurate(weights, 8, ends=None, reconstruction_steps=2))
+        qmodel = quantize(vit, images, Recipe.accurate(weights, 8, ends=None, distillation_steps=2))
         errors[weights] = logit_sqnr(qmodel(images), reference)
         quantizers = live_points(qmodel)
         assert {quantizers[point].bits for point in weight_points(quantizers)} == {weights}
     assert errors[8] > errors[5] > errors[3]
     for activations in range(4, 9):
-        qmodel = quantize(vit, images, Recipe.accurate(8, activations, reconstruction_steps=2))
+        qmodel = quantize(vit, images, Recipe.accurate(8, activations, distillation_steps=2))
         errors[activations] = logit_sqnr(qmodel(images), reference)
     assert errors[8] > errors[6] > errors[4]
 
@@ -170,7 +170,7 @@ def test_a_bias_that_was_added_is_saved(tmp_path):
 @torch.no_grad()
 def test_the_deployed_model_computes_the_same_bits(name, scope, weights, images, request):
     model = request.getfixturevalue(name)
-    qmodel = quantize(model, images, Recipe.accurate(weights, 8, scope, reconstruction_steps=2))
+    qmodel = quantize(model, images, Recipe.accurate(weights, 8, scope, distillation_steps=2))
     fast = deploy(qmodel, torch.float32)
     assert torch.equal(fast(images), qmodel(images))
     uneven = {point for point, module in live_points(qmodel).items() if not isinstance(module, AffineQuantizer)}
@@ -197,7 +197,7 @@ def test_onnxruntime_computes_the_same(name, scope, images, tmp_path: Path, requ
 
     model = request.getfixturevalue(name)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
-    qmodel = quantize(model, images, Recipe.accurate(4, 8, scope, reconstruction_steps=2))
+    qmodel = quantize(model, images, Recipe.accurate(4, 8, scope, distillation_steps=2))
     export_onnx(qmodel, tmp_path / "q.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"images": images[:5].numpy()})[0])

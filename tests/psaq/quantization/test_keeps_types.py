@@ -20,7 +20,7 @@ MODULES = {
     "affine": AffineQuantizer(torch.tensor(1 / 3), torch.tensor(7), 8),
     "affine per channel": AffineQuantizer(torch.tensor([1e-9, 1 / 3, 1e9]), None, 4),
     "log": LogQuantizer(torch.tensor(1 / 3), torch.tensor(11.1), 8),
-    "split": SplitQuantizer(torch.tensor(1e-9), torch.tensor(1 / 3), 8),
+    "split": SplitQuantizer(torch.tensor(1e-9), torch.tensor(1 / 3), 64, 2, 8),
     "integer linear": integer_linear(),
 }
 

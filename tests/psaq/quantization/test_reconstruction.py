@@ -10,7 +10,7 @@ from psaq.quantization.layers import QuantLinear
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.reconstruction import reconstruct
 
-RECIPE = Recipe.accurate(3, 4, reconstruction_steps=0)
+RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_the_error_falls(block_and_data):
 def test_weights_end_on_their_grids_and_ranges_adapt(block_and_data):
     block, tokens, outputs = block_and_data
     scales = {name: buffer.clone() for name, buffer in block.named_buffers() if name.endswith("scale")}
+    scales = {name: scale for name, scale in scales.items() if "weight_quantizer" not in name}
     reconstruct(block, tokens, outputs, steps=5)
     for layer in (module for module in block.modules() if isinstance(module, QuantLinear)):
         torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
@@ -61,12 +62,18 @@ def test_it_repeats_bit_by_bit(block_and_data):
 
 def test_quantize_trains_its_blocks_and_leaves_frozen_parameters_frozen(vit, images):
     vit.requires_grad_(False)
-    plain, trained = quantize(vit, images, RECIPE), quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3))
+    plain, trained = (
+        quantize(vit, images, RECIPE),
+        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3, distillation_steps=0)),
+    )
     assert not torch.equal(plain.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
     assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
 def test_the_last_block_is_trained_also_without_a_head(vit, images):
     vit.reset_classifier(0)
-    plain, trained = quantize(vit, images, RECIPE), quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3))
+    plain, trained = (
+        quantize(vit, images, RECIPE),
+        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3, distillation_steps=0)),
+    )
     assert not torch.equal(plain.blocks[-1].norm2.weight, trained.blocks[-1].norm2.weight)
