@@ -3,17 +3,16 @@
 python -m psaq.experiments.ablation --weights W.safetensors --val imagenet/val --images RUN
 """
 
-import csv
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from psaq.cli import run_command
 from psaq.evaluation import collect_logits, compare
-from psaq.files import write_csv
+from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
@@ -71,6 +70,8 @@ class Ablation:
     """The model's name."""
     crop_pct: float = 0.987
     """Of the evaluation."""
+    every: int = 1
+    """Evaluate on one image in so many, in sorted path order."""
     precisions: tuple[str, ...] = ("W4A8",)
     """Bits of weights and activations."""
     changes: tuple[str, ...] = field(default_factory=lambda: tuple(PARTS))
@@ -79,9 +80,9 @@ class Ablation:
     """The table; rows that are there already are kept."""
 
     def run(self) -> None:
-        rows = read_rows(self.out)
+        rows = read_rows(self.out, Row)
         model = load_model(self.model, self.weights)
-        images, dataset = load_images(self.images), imagenet(self.val, model, self.crop_pct)
+        images, dataset = load_images(self.images), self._dataset(model)
         reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
         for precision, change in self._missing(rows):
             recipe = Recipe.accurate(*parse_precision(precision), **PARTS[change])
@@ -89,6 +90,10 @@ class Ablation:
             rows.append(_measured(qmodel, dataset, reference, labels, precision, change))
             write_rows(self.out, rows)
             print(rows[-1])
+
+    def _dataset(self, model: nn.Module) -> Dataset[tuple[Tensor, int]]:
+        dataset = imagenet(self.val, model, self.crop_pct)
+        return Subset(dataset, range(0, len(dataset), self.every))  # type: ignore[arg-type]
 
     def _missing(self, rows: list[Row]) -> list[tuple[str, str]]:
         done = {(row.precision, row.change) for row in rows}
@@ -107,23 +112,6 @@ def _measured(qmodel: nn.Module, dataset: Any, reference: Tensor, labels: Tensor
     assert report.agreement is not None
     assert report.logit_sqnr is not None
     return Row(precision, change, report.top1, report.agreement, report.logit_sqnr, full.top1, report.n)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """What is in the table so far; nothing where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_row(line) for line in csv.DictReader(file)]
-
-
-def _row(line: Mapping[str, str]) -> Row:
-    return Row(**{column.name: column.type(line[column.name]) for column in fields(Row)})  # type: ignore[operator]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """The table, whole or not at all."""
-    write_csv(path, [column.name for column in fields(Row)], map(asdict, rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from PIL import Image
 
 from psaq.evaluation import evaluate
 from psaq.experiments import ablation
-from psaq.experiments.ablation import PARTS, Ablation, read_rows
+from psaq.experiments.ablation import PARTS, Ablation, Row
+from psaq.experiments.rows import read_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
@@ -33,12 +34,17 @@ def options(vit, tmp_path, monkeypatch):
 
 def test_a_change_is_measured_as_evaluate_does(options, vit):
     options.run()
-    rows = read_rows(options.out)
+    rows = read_rows(options.out, Row)
     assert [row.change for row in rows] == list(options.changes[:3])  # at 8 bits nothing is folded anyway
     qmodel = quantize(vit, _images(options), Recipe.accurate(4, 8, fold=0.5))
     expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
     assert (rows[2].top1, rows[2].agreement, rows[2].n) == (expected.top1, expected.agreement, 10)
     assert rows[2].logit_sqnr == pytest.approx(expected.logit_sqnr, abs=1e-3)
+
+
+def test_one_image_in_so_many_is_evaluated(options):
+    replace(options, every=3, changes=("no distillation",)).run()
+    assert [row.n for row in read_rows(options.out, Row)] == [4]
 
 
 def test_rows_that_are_there_are_kept(options, monkeypatch):
@@ -53,7 +59,9 @@ def test_rows_that_are_there_are_kept(options, monkeypatch):
 
 @pytest.mark.parametrize("change", PARTS)
 def test_every_change_is_a_recipe_and_counts_at_some_precision(change):
-    recipes = [(Recipe.accurate(w, a), Recipe.accurate(w, a, **PARTS[change])) for w, a in ((8, 8), (4, 8), (4, 4))]
+    recipes = [
+        (Recipe.accurate(w, a), Recipe.accurate(w, a, **PARTS[change])) for w, a in ((8, 8), (6, 6), (4, 8), (4, 4))
+    ]
     assert not PARTS[change] or any(usual != changed for usual, changed in recipes)
 
 
