@@ -36,7 +36,7 @@ def test_a_model_that_was_disturbed_finds_back():
     with torch.no_grad():
         for name, parameter in qmodel.named_parameters():
             if name.endswith("norm1.bias"):
-                parameter += 0.1
+                parameter += 0.5
     before = answer_error(qmodel, model, images), answer_error(qmodel, model, others)
     distil(qmodel, model, images, steps=60)
     assert answer_error(qmodel, model, images) < 0.7 * before[0]
