@@ -29,7 +29,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "no bias compensation": {"bias_compensation": False},
     "no flat copies": {"flat_copies": 0},
     "no distillation": {"distillation_steps": 0},
-    "distillation, 100 steps": {"distillation_steps": 100},
+    "distillation, 200 steps": {"distillation_steps": 200},
     "reconstruction, 60 steps, no distillation": {"reconstruction_steps": 60, "distillation_steps": 0},
     "first and last layer as the others": {"ends": None},
     "channels not centred": {"centre": False},

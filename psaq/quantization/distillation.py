@@ -23,7 +23,7 @@ Images = Float[Tensor, "images 3 height width"]
 Logits = Float[Tensor, "images classes"]
 
 _IMAGES = 8  # per step
-_SHIFT = 1 / 7  # of the image's side, at most
+_SHIFT = 1 / 15  # of the image's side, at most: as far as synthesis moves its images
 
 
 def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool = False) -> None:

@@ -121,7 +121,7 @@ class Recipe:
             "centre": True,
             "fold": 1.0 if activations < 8 else 0.0,
             "ranges": "search" if activations <= _FEW_BITS else "full",
-            "distillation_steps": 200 if min(weights, activations) <= _FEW_BITS else 0,
+            "distillation_steps": _distillation_steps(weights, activations),
         }
         return cls(weights, activations, scope, **{**usual, **parts})
 
@@ -168,6 +168,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "gelu": ("uniform", "split"),
     "rounding": ("nearest", "gptq"),
 }
+
+
+def _distillation_steps(weights: int, activations: int) -> int:
+    if activations <= _FEW_BITS:
+        return 200
+    return 100 if weights <= _FEW_BITS else 0
 
 
 def _is_number(value: object) -> bool:

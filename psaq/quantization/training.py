@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from psaq.quantization.affine import Quantizer
 from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.points import all_points, weight_points
 
 _WEIGHT_RATE = 0.02  # of a quantisation step
-_FLOAT_RATE = 5e-3  # of a bias's or LayerNorm's root mean square
-_RANGE_RATE = 2e-3  # of a step or range
+_FLOAT_RATE = 1.5e-3  # of a bias's or LayerNorm's root mean square
+_RANGE_RATE = 1e-3  # of a step or range
 _WARM_UP = 10  # steps
 _SMALLEST = 1e-3  # of a step or range, as part of what it was
 
@@ -24,11 +25,11 @@ Step = Callable[[Float[Tensor, ""]], None]
 def trained(module: nn.Module, steps: int) -> Iterator[Step]:
     """Inside the block, what is yielded takes a loss and moves the module's numbers by Adam, ``steps`` times.
 
-    Weights, biases, norms, and the quantisers' steps and ranges move, at rates that fall as a cosine. Afterwards
+    Weights, biases, norms, and the steps and ranges of activations move, at rates that fall as a cosine. Afterwards
     weights lie on their grids, and what required a gradient before does so again.
     """
     wanted: dict[Tensor, bool] = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    ranges = [tensor for part in module.modules() if isinstance(part, Quantizer) for tensor in part.trainable()]
+    ranges = _ranges(module)
     floors = [_SMALLEST * tensor for tensor in ranges]
     optimizer = torch.optim.Adam(_groups(module, ranges), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -50,6 +51,14 @@ def trained(module: nn.Module, steps: int) -> Iterator[Step]:
             tensor.grad = None
             tensor.requires_grad_(wanted.get(tensor, False))
         _settle(module)
+
+
+def _ranges(module: nn.Module) -> list[Tensor]:
+    """Steps and ranges of activations. Those of weights stay: on its grid a weight has no slope by them."""
+    points = all_points(module)
+    weights = set(weight_points(points))
+    quantizers = [point for name, point in points.items() if name not in weights]
+    return [tensor for point in quantizers if isinstance(point, Quantizer) for tensor in point.trainable()]
 
 
 def _groups(module: nn.Module, ranges: list[Tensor]) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from psaq.quantization.checkpoint import KIND
 from psaq.quantization.points import all_points, live_points, points_in_scope, weight_points
 
 SCOPES = ("all", "matmul", "linear")
-EVERY_PART = {"ranges": "search", "fold": 0.5, "error_correction": 0.5}
+EVERY_PART = {"ranges": "search", "fold": 0.5, "error_correction": 0.5, "distillation_steps": 2}
 
 
 def scenes(model: nn.Module, count: int, seed: int = 7) -> Tensor:
@@ -93,7 +93,7 @@ def test_the_global_generator_is_left_alone(vit, images):
 
 
 def test_weights_are_on_their_grids(vit, images):
-    qmodel = quantize(vit, images, Recipe.accurate(4, 8))
+    qmodel = quantize(vit, images, Recipe.accurate(4, 8, distillation_steps=2))
     for name, point in live_points(qmodel).items():
         if name.endswith("weight_quantizer"):
             weight = qmodel.get_parameter(name.removesuffix("_quantizer"))
@@ -101,7 +101,7 @@ def test_weights_are_on_their_grids(vit, images):
 
 
 def test_no_trace_of_calibration_is_left(swin, images):
-    qmodel = quantize(swin, images, Recipe.accurate(4, 8))
+    qmodel = quantize(swin, images, Recipe.accurate(4, 8, distillation_steps=2))
     for module in qmodel.modules():
         assert "forward" not in vars(module)
         assert not module._forward_hooks
@@ -109,9 +109,13 @@ def test_no_trace_of_calibration_is_left(swin, images):
 
 
 def test_one_image_and_many_batches_are_enough(vit, images):
-    assert quantize(vit, images[:1], Recipe.accurate(4, 4))(images).isfinite().all()
-    assert quantize(vit, [images[:1], images[1:]], Recipe.accurate(4, 4), batch_size=2)(images).isfinite().all()
-    assert quantize(vit, torch.zeros_like(images), Recipe.accurate(4, 4))(images).isfinite().all()
+    assert quantize(vit, images[:1], Recipe.accurate(4, 4, distillation_steps=2))(images).isfinite().all()
+    assert (
+        quantize(vit, [images[:1], images[1:]], Recipe.accurate(4, 4, distillation_steps=2), batch_size=2)(images)
+        .isfinite()
+        .all()
+    )
+    assert quantize(vit, torch.zeros_like(images), Recipe.accurate(4, 4, distillation_steps=2))(images).isfinite().all()
 
 
 def test_any_image_size_is_calibrated_on():
@@ -153,7 +157,7 @@ def test_a_saved_model_comes_back_with_the_same_bits(variant, scope, tmp_path):
 def test_a_bias_that_was_added_is_saved(tmp_path):
     model = load_model("micro_swin")
     images = scenes(model, 8)
-    qmodel = quantize(model, images, Recipe.accurate(4, 8))
+    qmodel = quantize(model, images, Recipe.accurate(4, 8, distillation_steps=2))
     save(qmodel, tmp_path / "q.safetensors")
     loaded = load(tmp_path / "q.safetensors")
     added = [name for name, _ in qmodel.named_parameters() if name.endswith("reduction.bias")]
