@@ -17,6 +17,7 @@ from psaq.quantization.in_order import calibrate_in_order
 from psaq.quantization.observers import MinMaxObserver
 from psaq.quantization.points import all_points, layer_of, points_in_scope, weight_points
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.rotation import rotate_heads, rotate_streams
 from psaq.quantization.weights import bits_at, weight_quantizer
 
 
@@ -60,6 +61,10 @@ def prepared(
     device = next(qmodel.parameters()).device
     batches = with_flat_copies(list(image_batches(images, batch_size, device)), recipe.flat_copies)
     run_once(qmodel, batches[0][:1])
+    if recipe.rotate != "none":
+        rotate_streams(qmodel)
+    if recipe.rotate == "all":
+        rotate_heads(qmodel)
     if recipe.fold or recipe.centre:
         fold_norms(qmodel, batches, recipe.fold, recipe.centre)
     if recipe.equalize:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from timm.layers import RmsNorm
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
-from timm.models.vision_transformer import Attention
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from psaq.quantization.layers import add_to_bias
-from psaq.quantization.neighbours import fills_its_windows, normalised_inputs
+from psaq.quantization.neighbours import fills_its_windows, normalised_inputs, plain_attention
 
 _SMALLEST = 1e-5  # of the largest: a channel that is always zero keeps a factor
 
@@ -50,7 +49,7 @@ def equalize_attention(model: nn.Module, batches: list[Tensor], centre: bool = F
             scores of a query alike, which softmax does not see; what is taken from every value is added by the output
             projection's bias, for probabilities sum to 1.
     """
-    layers = [module for module in model.modules() if _is_plain_attention(module)]
+    layers = list(plain_attention(model))
     ranges = _ranges([layer.get_submodule("qkv") for layer in layers], model, batches)
     for layer, channels in zip(layers, ranges, strict=True):
         qkv, proj = layer.get_submodule("qkv"), layer.get_submodule("proj")
@@ -85,14 +84,6 @@ def _foldable(model: nn.Module) -> Iterator[tuple[nn.LayerNorm | RmsNorm, nn.Lin
         if isinstance(norm, nn.LayerNorm | RmsNorm) and norm.weight is not None and isinstance(linear, nn.Linear):
             padded = isinstance(parent, SwinTransformerBlock) and name == "norm1" and not fills_its_windows(parent)
             yield norm, linear, isinstance(norm, nn.LayerNorm) and norm.bias is not None and not padded
-
-
-def _is_plain_attention(module: nn.Module) -> bool:
-    """Whether nothing stands between qkv and the products, nor between them and the output projection."""
-    if not isinstance(module, Attention | WindowAttention):
-        return False
-    between = (getattr(module, name, None) for name in ("q_norm", "k_norm", "norm", "gate"))
-    return all(part is None or isinstance(part, nn.Identity) for part in between)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class Recipe:
     """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
     damping: float = 0.1
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
+    rotate: Literal["none", "streams", "all"] = "none"
+    """Spread large channels over all others by rotations: residual streams, or attention's heads, too."""
     fold: float = 0.0
     """How much of the spread between a LayerNorm's channels moves into the weight behind it, 0 to 1 (all)."""
     centre: bool = False
@@ -114,12 +116,14 @@ class Recipe:
             "softmax": "log",
             "gelu": "uniform" if scope == "linear" else "split",
             "rounding": "gptq",
+            # In a rotated head all rows of the weight have the error of the largest, which low bits pay for.
+            "rotate": "all" if activations <= weights else "streams",
             "equalize": True,
             "bias_compensation": True,
             "flat_copies": 16,
             "ends": 8,
             "centre": True,
-            "fold": 1.0 if activations < 8 else 0.0,
+            "fold": 0.5 if activations < 8 else 0.0,
             "ranges": "search" if activations <= _FEW_BITS else "full",
             "distillation_steps": _distillation_steps(weights, activations),
         }
@@ -167,6 +171,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "softmax": ("uniform", "log"),
     "gelu": ("uniform", "split"),
     "rounding": ("nearest", "gptq"),
+    "rotate": ("none", "streams", "all"),
 }
 
 

@@ -16,7 +16,15 @@ from psaq.quantization.points import all_points, live_points, points_in_scope, w
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.walk import Walk
 
-BARE = {"distillation_steps": 0, "centre": False, "flat_copies": 0, "equalize": False, "fold": 0.0, "ranges": "full"}
+BARE = {
+    "distillation_steps": 0,
+    "centre": False,
+    "rotate": "none",
+    "flat_copies": 0,
+    "equalize": False,
+    "fold": 0.0,
+    "ranges": "full",
+}
 
 
 @pytest.fixture
