@@ -118,14 +118,16 @@ def test_norms_and_layers_without_offsets_are_rotated(vit):
     assert logit_sqnr(model(images), before) > 90
 
 
-@pytest.mark.parametrize("part", ["head", "mlp", "pooling"])
-def test_a_stream_that_something_else_reads_is_left_alone(vit, part):
+@pytest.mark.parametrize("part", ["head", "mlp", "pooling", "grouped embedding"])
+def test_a_stream_that_cannot_take_a_rotation_up_is_left_alone(vit, part):
     if part == "head":
         vit.reset_classifier(0)
     if part == "mlp":
         vit.blocks[1].mlp = nn.Identity()
     if part == "pooling":
         vit.global_pool = "avgmax"
+    if part == "grouped embedding":
+        vit.patch_embed.proj = nn.Conv2d(3, 48, 8, 8, groups=3)
     before = copy.deepcopy(vit)
     assert streams(vit) == []
     rotate_streams(vit)
