@@ -3,9 +3,8 @@
 python -m psaq.experiments.deit_tiny --weights W.safetensors --val imagenet/val --train imagenet/train
 """
 
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.evaluation import Report, collect_logits, compare
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
-from psaq.files import write_csv
+from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
@@ -90,13 +89,13 @@ class DeitTiny:
             raise PsaqError(f"--images: {len(self.images)} runs for {len(self.seeds)} seeds; name one per seed")
         run = RunFolder(self.runs, "deit_tiny", replace(self, out=Path(), runs=Path()))
         finished = self.runs / "results.csv"
-        results, bench = read_results(finished), Bench(self)
+        results, bench = read_rows(finished, Result), Bench(self)
         for cell in self._cells():
             if cell not in {result.cell for result in results}:
                 results.append(bench.measure(cell))
-                write_results(finished, results)
+                write_rows(finished, results)
             print(line(next(result for result in results if result.cell == cell)))
-        write_results(self.out, results)
+        write_rows(self.out, results)
         run.finish({"table": results})
 
     def _cells(self) -> Iterator[Cell]:
@@ -145,22 +144,6 @@ class Bench:
     def _logits(self, model: nn.Module, description: str) -> tuple[Tensor, Tensor]:
         dataset = imagenet(self.options.val, self.model, self.options.crop_pct)
         return collect_logits(model, dataset, batch_size=50, progress=True, description=description)
-
-
-def read_results(path: Path) -> list[Result]:
-    """What is in the table so far; nothing where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Result(**{field.name: field.type(row[field.name]) for field in fields(Result)})  # type: ignore[operator]
-            for row in csv.DictReader(file)
-        ]
-
-
-def write_results(path: Path, results: list[Result]) -> None:
-    """The table, whole or not at all."""
-    write_csv(path, [field.name for field in fields(Result)], map(asdict, results))
 
 
 def line(result: Result) -> str:

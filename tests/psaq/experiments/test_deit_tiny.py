@@ -9,7 +9,8 @@ from PIL import Image
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.experiments import deit_tiny
-from psaq.experiments.deit_tiny import Bench, DeitTiny, read_results
+from psaq.experiments.deit_tiny import Bench, DeitTiny, Result
+from psaq.experiments.rows import read_rows
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages
@@ -44,7 +45,7 @@ def options(vit, tmp_path, monkeypatch):
 
 def test_every_cell_is_measured_as_evaluate_does(options, vit, capsys):
     options.run()
-    results = read_results(options.out)
+    results = read_rows(options.out, Result)
     assert [(result.method, result.seed) for result in results] == [
         ("Standard", 0),
         ("Gaussian", 0),
