@@ -10,8 +10,9 @@ from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, image_batches
 from psaq.progress import progress_bar
 from psaq.quantization.activations import activation_quantizer, observer
+from psaq.quantization.collages import collages
 from psaq.quantization.convert import converted
-from psaq.quantization.flat_copies import with_flat_copies
+from psaq.quantization.flat_copies import flat_copies
 from psaq.quantization.folding import equalize_attention, fold_norms
 from psaq.quantization.in_order import calibrate_in_order
 from psaq.quantization.observers import MinMaxObserver
@@ -59,8 +60,9 @@ def prepared(
     qmodel = converted(model)
     check_overrides(qmodel, recipe)
     device = next(qmodel.parameters()).device
-    batches = with_flat_copies(list(image_batches(images, batch_size, device)), recipe.flat_copies)
-    run_once(qmodel, batches[0][:1])
+    originals = list(image_batches(images, batch_size, device))
+    run_once(qmodel, originals[0][:1])
+    batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
     if recipe.rotate != "none":
         rotate_streams(qmodel)
     if recipe.rotate == "all":

@@ -4,14 +4,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+Images = Float[Tensor, "images 3 height width"]
+
 _PATCH = 16  # pixels that become one colour
 _CONTRAST = 4
 
 
-def with_flat_copies(
-    batches: list[Float[Tensor, "images 3 height width"]], count: int
-) -> list[Float[Tensor, "images 3 height width"]]:
-    """The batches, and behind them copies of the first ``count`` images, made flat and of high contrast.
+def flat_copies(batches: list[Images], count: int) -> list[Images]:
+    """Copies of the first ``count`` images in the batches, made flat and of high contrast.
 
     Photographs have patches of one colour, black and white among them: they cause the largest activations of the
     first blocks. Images optimised for diverse patches have none, so that ranges read from them would be too small.
@@ -21,10 +21,10 @@ def with_flat_copies(
         if left > 0:
             copies.append(flat_copy(batch[:left]))
             left -= len(batch)
-    return [*batches, *copies]
+    return copies
 
 
-def flat_copy(images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
+def flat_copy(images: Images) -> Images:
     """Averaged over 16 × 16 pixels, contrast times 4 about each image's mean, within the range of all images."""
     height, width = images.shape[-2:]
     coarse = F.adaptive_avg_pool2d(images, (max(1, height // _PATCH), max(1, width // _PATCH)))

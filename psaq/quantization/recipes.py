@@ -58,6 +58,8 @@ class Recipe:
     """Refit a weight to its quantised input by ridge regression; 0 is off, larger departs further."""
     bias_compensation: bool = False
     """Add to each bias what quantisation took from the mean of its layer's output."""
+    collages: int = 0
+    """Calibrate also on so many collages of every image: parts of images set into one another, in other colours."""
     flat_copies: int = 0
     """Calibrate also on smooth, saturated copies of this many images: photographs have large flat areas, images
     made by optimisation have none."""
@@ -90,7 +92,7 @@ class Recipe:
         for field in ("error_correction", "damping"):
             if not _is_number(value := getattr(self, field)) or not 0 <= value < math.inf:
                 raise PsaqError(f"{field} {value!r}: must be a finite number, at least 0")
-        for field in ("flat_copies", "reconstruction_steps", "distillation_steps"):
+        for field in ("collages", "flat_copies", "reconstruction_steps", "distillation_steps"):
             if type(value := getattr(self, field)) is not int or value < 0:
                 raise PsaqError(f"{field} {value!r}: must be a whole number, at least 0")
 
@@ -120,6 +122,7 @@ class Recipe:
             "rotate": "all" if activations <= weights else "streams",
             "equalize": True,
             "bias_compensation": True,
+            "collages": 2,
             "flat_copies": 16,
             "ends": 8,
             "centre": True,
