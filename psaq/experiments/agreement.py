@@ -98,9 +98,7 @@ def _kind(row: Row) -> tuple[str, str, str]:
 
 
 def _recipe(name: str, scope: str, precision: str) -> Recipe:
-    """Without distillation: it takes minutes and changes nothing about how sums are rounded."""
-    parts: dict[str, Any] = {"distillation_steps": 0} if name == "accurate" else {}
-    return RECIPES[name](*parse_precision(precision), scope=scope, **parts)
+    return RECIPES[name](*parse_precision(precision), scope=scope)
 
 
 def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:

@@ -60,11 +60,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 """What is changed → the fields of `SynthesisConfig` that it changes; `OBJECTIVES` change the loop itself."""
 
 RECIPES: dict[str, Recipe] = {
-    "W4A8 accurate, untrained": Recipe.accurate(4, 8, distillation_steps=0),
+    "W4A8 accurate": Recipe.accurate(4, 8),
     "W4A8 paper": Recipe.paper(4, 8),
     "W8A8 paper": Recipe.paper(8, 8),
 }
-"""How each set of images is put to use: recipes that take seconds, so that many sets can be compared."""
+"""How each set of images is put to use."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
 _FEW_BITS = 4
-"""Up to here ranges are clipped and the model trained. Clipping cost accuracy at 6 and 8 bits of activations."""
+"""Up to here ranges are clipped: at 6 and 8 bits of activations that cost accuracy."""
 
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""
@@ -64,9 +64,9 @@ class Recipe:
     """Calibrate also on smooth, saturated copies of this many images: photographs have large flat areas, images
     made by optimisation have none."""
     reconstruction_steps: int = 0
-    """Steps for which each block is trained to emit what it did before; 0 is off. Pays where bits are few."""
+    """Steps for which each block is trained to emit what it did before; 0 is off."""
     distillation_steps: int = 0
-    """Steps for which the whole model is trained to answer as it did; 0 is off. Pays where bits are few."""
+    """Steps for which the whole model is trained to answer as it did; 0 is off."""
     ends: int | None = None
     """Bits of the first and the last layer, where they differ from the others'."""
     overrides: tuple[Override, ...] = ()
@@ -122,13 +122,12 @@ class Recipe:
             "rotate": "all" if activations <= weights else "streams",
             "equalize": True,
             "bias_compensation": True,
-            "collages": 2,
+            "collages": 2 if weights < 8 else 0,
             "flat_copies": 16,
             "ends": 8,
             "centre": True,
             "fold": 0.5 if activations < 8 else 0.0,
             "ranges": "search" if activations <= _FEW_BITS else "full",
-            "distillation_steps": _distillation_steps(weights, activations),
         }
         return cls(weights, activations, scope, **{**usual, **parts})
 
@@ -176,12 +175,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rounding": ("nearest", "gptq"),
     "rotate": ("none", "streams", "all"),
 }
-
-
-def _distillation_steps(weights: int, activations: int) -> int:
-    if activations <= _FEW_BITS:
-        return 200
-    return 100 if weights <= _FEW_BITS else 0
 
 
 def _is_number(value: object) -> bool:

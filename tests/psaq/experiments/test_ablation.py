@@ -43,7 +43,7 @@ def test_a_change_is_measured_as_evaluate_does(options, vit):
 
 
 def test_one_image_in_so_many_is_evaluated(options):
-    replace(options, every=3, changes=("no distillation",)).run()
+    replace(options, every=3, changes=("no collages",)).run()
     assert [row.n for row in read_rows(options.out, Row)] == [4]
 
 

@@ -53,13 +53,13 @@ def test_every_width_works_and_more_bits_cost_less(vit, images):
     reference = vit(images)
     errors = {}
     for weights in range(3, 9):
-        qmodel = quantize(vit, images, Recipe.accurate(weights, 8, ends=None, distillation_steps=2))
+        qmodel = quantize(vit, images, Recipe.accurate(weights, 8, ends=None))
         errors[weights] = logit_sqnr(qmodel(images), reference)
         quantizers = live_points(qmodel)
         assert {quantizers[point].bits for point in weight_points(quantizers)} == {weights}
     assert errors[8] > errors[5] > errors[3]
     for activations in range(4, 9):
-        qmodel = quantize(vit, images, Recipe.accurate(8, activations, distillation_steps=2))
+        qmodel = quantize(vit, images, Recipe.accurate(8, activations))
         errors[activations] = logit_sqnr(qmodel(images), reference)
     assert errors[8] > errors[6] > errors[4]
 
@@ -93,7 +93,7 @@ def test_the_global_generator_is_left_alone(vit, images):
 
 
 def test_weights_are_on_their_grids(vit, images):
-    qmodel = quantize(vit, images, Recipe.accurate(4, 8, distillation_steps=2))
+    qmodel = quantize(vit, images, Recipe.accurate(4, 8))
     for name, point in live_points(qmodel).items():
         if name.endswith("weight_quantizer"):
             weight = qmodel.get_parameter(name.removesuffix("_quantizer"))
@@ -101,7 +101,7 @@ def test_weights_are_on_their_grids(vit, images):
 
 
 def test_no_trace_of_calibration_is_left(swin, images):
-    qmodel = quantize(swin, images, Recipe.accurate(4, 8, distillation_steps=2))
+    qmodel = quantize(swin, images, Recipe.accurate(4, 8))
     for module in qmodel.modules():
         assert "forward" not in vars(module)
         assert not module._forward_hooks
@@ -109,13 +109,9 @@ def test_no_trace_of_calibration_is_left(swin, images):
 
 
 def test_one_image_and_many_batches_are_enough(vit, images):
-    assert quantize(vit, images[:1], Recipe.accurate(4, 4, distillation_steps=2))(images).isfinite().all()
-    assert (
-        quantize(vit, [images[:1], images[1:]], Recipe.accurate(4, 4, distillation_steps=2), batch_size=2)(images)
-        .isfinite()
-        .all()
-    )
-    assert quantize(vit, torch.zeros_like(images), Recipe.accurate(4, 4, distillation_steps=2))(images).isfinite().all()
+    assert quantize(vit, images[:1], Recipe.accurate(4, 4))(images).isfinite().all()
+    assert quantize(vit, [images[:1], images[1:]], Recipe.accurate(4, 4), batch_size=2)(images).isfinite().all()
+    assert quantize(vit, torch.zeros_like(images), Recipe.accurate(4, 4))(images).isfinite().all()
 
 
 def test_any_image_size_is_calibrated_on():
@@ -157,7 +153,7 @@ def test_a_saved_model_comes_back_with_the_same_bits(variant, scope, tmp_path):
 def test_a_bias_that_was_added_is_saved(tmp_path):
     model = load_model("micro_swin")
     images = scenes(model, 8)
-    qmodel = quantize(model, images, Recipe.accurate(4, 8, distillation_steps=2))
+    qmodel = quantize(model, images, Recipe.accurate(4, 8))
     save(qmodel, tmp_path / "q.safetensors")
     loaded = load(tmp_path / "q.safetensors")
     added = [name for name, _ in qmodel.named_parameters() if name.endswith("reduction.bias")]
@@ -174,7 +170,7 @@ def test_a_bias_that_was_added_is_saved(tmp_path):
 @torch.no_grad()
 def test_the_deployed_model_computes_the_same_bits(name, scope, weights, images, request):
     model = request.getfixturevalue(name)
-    qmodel = quantize(model, images, Recipe.accurate(weights, 8, scope, distillation_steps=2))
+    qmodel = quantize(model, images, Recipe.accurate(weights, 8, scope))
     fast = deploy(qmodel, torch.float32)
     assert torch.equal(fast(images), qmodel(images))
     uneven = {point for point, module in live_points(qmodel).items() if not isinstance(module, AffineQuantizer)}
@@ -201,7 +197,7 @@ def test_onnxruntime_computes_the_same(name, scope, images, tmp_path: Path, requ
 
     model = request.getfixturevalue(name)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
-    qmodel = quantize(model, images, Recipe.accurate(4, 8, scope, distillation_steps=2))
+    qmodel = quantize(model, images, Recipe.accurate(4, 8, scope))
     export_onnx(qmodel, tmp_path / "q.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"images": images[:5].numpy()})[0])

@@ -47,7 +47,7 @@ def test_outputs_are_the_same_bits_after_a_round_trip(named_vit, images, tmp_pat
 
 
 def test_no_weight_is_initialised_to_be_overwritten(named_vit, images, tmp_path):
-    qmodel = quantize(named_vit, images, Recipe.accurate(4, 8, distillation_steps=2))
+    qmodel = quantize(named_vit, images, Recipe.accurate(4, 8))
     save(qmodel, tmp_path / "q.safetensors")
     torch.manual_seed(11)
     before = torch.get_rng_state()

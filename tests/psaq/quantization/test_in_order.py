@@ -17,9 +17,9 @@ from psaq.quantization.recipes import Recipe
 from psaq.quantization.walk import Walk
 
 BARE = {
-    "distillation_steps": 0,
     "centre": False,
     "rotate": "none",
+    "collages": 0,
     "flat_copies": 0,
     "equalize": False,
     "fold": 0.0,
@@ -97,7 +97,7 @@ def test_compensated_biases_keep_each_layers_mean(name, images, request):
 
 def test_a_layer_without_bias_gets_one(swin, images):
     assert swin.layers[1].downsample.reduction.bias is None
-    qmodel = quantize(swin, images, Recipe.accurate(4, 4, distillation_steps=0))
+    qmodel = quantize(swin, images, Recipe.accurate(4, 4))
     assert qmodel.layers[1].downsample.reduction.bias.abs().max() > 0
     assert swin.layers[1].downsample.reduction.bias is None
 
@@ -129,7 +129,7 @@ def test_weights_are_chosen_for_quantised_inputs(vit, images, monkeypatch):
 def test_a_grouped_convolution_is_rounded_to_nearest(vit, images):
     grouped = nn.Conv2d(3, 48, 8, 8, groups=3)
     vit.patch_embed.proj = grouped
-    qmodel = quantize(vit, images, Recipe.accurate(4, 4, ends=None, weight_scales="max", distillation_steps=0))
+    qmodel = quantize(vit, images, Recipe.accurate(4, 4, ends=None, weight_scales="max"))
     proj = qmodel.patch_embed.proj
     assert torch.equal(proj.weight_quantizer.scale, symmetric_per_channel(grouped.weight, 4).scale)
     assert torch.equal(proj.weight, grouped.weight)

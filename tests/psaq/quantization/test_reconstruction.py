@@ -10,7 +10,7 @@ from psaq.quantization.layers import QuantLinear
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.reconstruction import reconstruct
 
-RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
+RECIPE = Recipe.accurate(3, 4)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_quantize_trains_its_blocks_and_leaves_frozen_parameters_frozen(vit, ima
     vit.requires_grad_(False)
     plain, trained = (
         quantize(vit, images, RECIPE),
-        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3, distillation_steps=0)),
+        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3)),
     )
     assert not torch.equal(plain.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
     assert not any(parameter.requires_grad for parameter in trained.parameters())
@@ -73,6 +73,6 @@ def test_the_last_block_is_trained_also_without_a_head(vit, images):
     vit.reset_classifier(0)
     plain, trained = (
         quantize(vit, images, RECIPE),
-        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3, distillation_steps=0)),
+        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3)),
     )
     assert not torch.equal(plain.blocks[-1].norm2.weight, trained.blocks[-1].norm2.weight)
