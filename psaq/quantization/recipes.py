@@ -44,7 +44,7 @@ class Recipe:
     """GELU outputs: one step, or few levels for the negative part and, where that pays, squares for the positive."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
-    damping: float = 0.1
+    damping: float = 0.3
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
     rotate: Literal["none", "streams", "all"] = "none"
     """Spread large channels over all others by rotations: residual streams, or attention's heads, too."""
