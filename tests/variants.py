@@ -10,6 +10,7 @@ SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "dep
 VARIANTS = {
     "class token": ("vit_tiny_patch16_224", VIT),
     "distilled": ("deit_tiny_distilled_patch16_224", VIT),
+    "distilled, unused norm": ("deit_tiny_distilled_patch16_224", {**VIT, "fc_norm": True}),
     "mean pooling": ("vit_tiny_patch16_224", {**VIT, "global_pool": "avg", "class_token": False}),
     "registers": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 4, "no_embed_class": True}),
     "attention pooling": ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "map"}),

@@ -52,13 +52,14 @@ class Calibrating:
     out: Path | None = None
     """The run's folder; by default runs/COMMAND-MODEL-PRECISION."""
 
-    def chosen_recipe(self) -> Recipe:
-        """The recipe that the options describe. Raises PsaqError where they do not go together."""
-        weights, activations = parse_precision(self.precision)
+    def chosen_recipe(self, weights: int | None = None) -> Recipe:
+        """The recipe that the options describe, for so many bits per weight, by default the precision's. Raises
+        PsaqError where they do not go together."""
+        named_weights, activations = parse_precision(self.precision)
         if self.faithful and self.recipe != "paper":
             raise PsaqError("--faithful: the flaw is the paper recipe's; add --recipe paper")
         scope = {} if self.scope is None else {"scope": self.scope}
-        recipe = RECIPES[self.recipe](weights, activations, **scope)
+        recipe = RECIPES[self.recipe](weights or named_weights, activations, **scope)
         overrides = tuple(parse_override(text) for text in self.override)
         return replace(recipe, faithful=self.faithful, overrides=overrides)
 
@@ -72,7 +73,9 @@ class Calibrating:
             raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
         if self.num_images < 1:
             raise PsaqError(f"--num-images {self.num_images}: calibration needs at least 1")
-        if self.images is not None and not _is_synthesised(self.images):
+        if self.images is not None and _is_synthesised(self.images):
+            load_images(self.images)
+        elif self.images is not None:
             picture_files([self.images])
         check_crop_pct(self.crop_pct)
         check_overrides(converted(model), recipe)

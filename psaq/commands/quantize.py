@@ -13,6 +13,7 @@ from psaq.quantization.layer_errors import layer_sqnr
 from psaq.quantization.recipes import Recipe
 from psaq.reports import write_report
 from psaq.runs import RunFolder
+from psaq_kernels.packing import NIBBLE_BITS
 
 MODEL_FILE = "model.safetensors"
 
@@ -30,7 +31,9 @@ class Quantize(Calibrating):
     weight, 4 or 8, are picked by what the layer costs alone, in place of the precision's."""
 
     def run(self) -> None:
-        recipe, budget = self.chosen_recipe(), None if self.budget is None else parse_budget(self.budget)
+        budget = None if self.budget is None else parse_budget(self.budget)
+        # Parts that low bits need do no harm where more are picked; the other way round they are missed.
+        recipe = self.chosen_recipe(None if budget is None else NIBBLE_BITS)
         folder = self.folder("quantize")
         model = self.model.load()
         self.check(model, recipe)

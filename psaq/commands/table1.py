@@ -117,6 +117,8 @@ class Table1:
         bench = Bench(name, model, setup)
         with together():
             store.check_weights((cell for cell in cells if cell not in missing), bench.weights)
+        if any(cell.method == PSAQ for cell in missing):
+            bench.find_images()
         for cell in missing:
             _keep(store, bench.measure(cell))
         if to_draw:

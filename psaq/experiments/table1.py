@@ -120,6 +120,11 @@ class Bench:
             raise PsaqError(f"{folder}: its images were synthesised from {made_for}, not from {self.name}")
         return images
 
+    def find_images(self) -> None:
+        """Load images that were synthesised before, so that wrong ones are known before the work."""
+        if self.setup.synthesized is not None:
+            _ = self._synthesised
+
     def draw(self, with_real: bool) -> None:
         """Fig. 2 and Fig. 3 of the first seed's images, into their folder."""
         seed = self.setup.seeds[0]

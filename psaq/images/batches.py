@@ -23,8 +23,8 @@ def image_batches(
         PsaqError: no image at all, a path in their place, not (images, 3, height, width), or NaN and infinity among
             the pixels.
     """
-    if batch_size < 1:
-        raise PsaqError(f"batch_size {batch_size}: must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise PsaqError(f"batch_size {batch_size}: must be a whole number, at least 1")
     count = 0
     for source in _tensors(images):
         _check_images(source)
@@ -59,6 +59,8 @@ def _tensors(images: CalibrationImages) -> Iterator[Tensor]:
 
 
 def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise PsaqError(f"images hold a {type(images).__name__}: a batch must be a tensor (images, 3, height, width)")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise PsaqError(
             f"images of shape {tuple(images.shape)} and type {images.dtype}: must be floating point "

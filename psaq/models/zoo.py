@@ -154,7 +154,7 @@ def _current_layout(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, T
         return tensors
     try:
         return translate(tensors, model)
-    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError):
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, AssertionError):
         return tensors
 
 

@@ -56,7 +56,7 @@ class _Choice:
 
     def error(self, quantizer: Quantizer) -> float:
         squares = (quantizer(self.sample) - self.sample).square().mean(0)
-        return float(squares.mean() if self.importance is None else squares @ self.importance)
+        return float(squares.mean() if self.importance is None else squares @ self.importance.to(squares))
 
     def best(self, quantizer: Callable[[Tensor, Tensor], Quantizer], low: Tensor, high: Tensor) -> Quantizer:
         """The quantiser of the best range: both ends shrunk together, then each."""

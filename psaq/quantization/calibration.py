@@ -59,8 +59,8 @@ def prepared(
     check_finite(model)
     qmodel = converted(model)
     check_overrides(qmodel, recipe)
-    device = next(qmodel.parameters()).device
-    originals = list(image_batches(images, batch_size, device))
+    originals = [batch.to(next(qmodel.parameters())) for batch in image_batches(images, batch_size)]
+    check_one_size(originals)
     run_once(qmodel, originals[0][:1])
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
     if recipe.rotate != "none":
@@ -96,6 +96,13 @@ def observe(
         qmodel.set_submodule(name, watching)
     for batch in progress_bar(batches, description="Calibrating", unit="batch", enabled=progress):
         qmodel(batch)
+
+
+def check_one_size(batches: list[Tensor]) -> None:
+    """Raises PsaqError where images differ in height or width: what is observed of them could not be put together."""
+    sizes = sorted({tuple(batch.shape[2:]) for batch in batches})
+    if len(sizes) > 1:
+        raise PsaqError(f"calibration images of {' and '.join(map(str, sizes))} pixels: give all of them one size")
 
 
 @torch.no_grad()

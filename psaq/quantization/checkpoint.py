@@ -48,8 +48,8 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """Read a quantised model: its outputs are those of the saved one, bit for bit.
 
     Args:
-        model: the architecture, its weights ignored; needed only where the file holds a module of the user's own
-            that timm cannot build from a name.
+        model: the architecture, its weights ignored; needed only where the model that was quantised did not come
+            from `psaq.load_model`.
 
     Raises:
         PsaqError: the file is absent, damaged, newer or of another kind, or does not fit the architecture.
@@ -86,7 +86,9 @@ def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _architecture(header: Mapping[str, Any]) -> nn.Module:
     if header["model"] is None:
-        raise PsaqError("holds a module that timm cannot build by name; pass it: psaq.load(path, model=module)")
+        raise PsaqError(
+            "holds a model that psaq.load_model did not load; pass its architecture: psaq.load(path, model=module)"
+        )
     model = _without_memory(source := ModelSource(**header["model"])) or build_model(source)
     config = DataConfig(**header["data"])
     model.pretrained_cfg = {  # type: ignore[assignment]

@@ -25,7 +25,7 @@ def collages(batches: list[Images], count: int) -> list[Images]:
 
 
 def collage(images: Images, draw: torch.Generator) -> Images:
-    """One of each image, within the range of all images."""
+    """One of each image, within the range of all images; what is set in is of any image in the batch."""
     others = images[torch.randperm(len(images), generator=draw).to(images.device)]
     mixed = torch.stack([_inset(*pair, draw) for pair in zip(images, others, strict=True)])
     cut = torch.stack([_enlarged(image, draw) for image in mixed])
@@ -55,10 +55,10 @@ def _recoloured(images: Images, draw: torch.Generator) -> Images:
     """Each image more or less saturated, brighter or darker, of more or less contrast."""
 
     def one_each(low: float, high: float) -> Float[Tensor, "images 1 1 1"]:
-        return (low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=draw)).to(images.device)
+        return (low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=draw)).to(images)
 
     grey = images.mean(1, keepdim=True)
-    light = (_BRIGHTNESS * torch.randn(len(images), 1, 1, 1, generator=draw)).to(images.device)
+    light = (_BRIGHTNESS * torch.randn(len(images), 1, 1, 1, generator=draw)).to(images)
     return (grey + (images - grey) * one_each(*_SATURATION)) * one_each(*_CONTRAST) + light
 
 

@@ -62,18 +62,35 @@ _UNCHANGED: tuple[type[nn.Module], ...] = (
 
 
 def converted(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in evaluation mode that computes the same, with every quantisation point off.
+    """A copy of ``model`` in evaluation mode that computes the same, with every quantisation point off and nothing
+    shared between its layers.
 
     Raises:
         PsaqError: a module is of a type that psaq cannot walk, or there is no attention.
     """
-    model = copy.deepcopy(model).eval()
+    model = _untied(copy.deepcopy(model).eval())
     attention_layers(model)
     for name, module in list(model.named_modules()):
         if type(module) in QUANTIZED:
             _add_points(module, QUANTIZED[type(module)])
         elif not _needs_no_points(module):
             raise PsaqError(_refusal(name, module))
+    return model
+
+
+def _untied(model: nn.Module) -> nn.Module:
+    """The model with modules and parameters of its own in every place: one that is shared cannot be rescaled,
+    rounded or given a range for one place alone."""
+    modules, parameters = set(), set()
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in modules:
+            model.set_submodule(name, copy.deepcopy(module))
+        modules.add(module)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in parameters:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+            parameters.add(parameter)
     return model
 
 

@@ -45,7 +45,7 @@ class QuantConv2d(Quantized, nn.Conv2d):
 def add_to_bias(layer: nn.Linear | nn.Conv2d, offset: Float[Tensor, " out"]) -> None:
     """Add to a layer's output, channel by channel; a layer without a bias gets one."""
     if layer.bias is None:
-        layer.bias = nn.Parameter(offset.to(layer.weight))
+        layer.bias = nn.Parameter(offset.to(layer.weight), layer.weight.requires_grad)
     else:
         layer.bias.data += offset.to(layer.bias)
 

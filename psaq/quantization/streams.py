@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from timm.layers import PatchEmbed, RmsNorm
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 from torch import nn
@@ -76,7 +77,9 @@ def _vit_stream(model: VisionTransformer) -> Stream:
 
 
 def _vit_head(model: VisionTransformer) -> Reader:
-    norms = [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
+    distilled = isinstance(model, VisionTransformerDistilled)  # its heads read the tokens without another norm
+    candidates = [model.norm] if distilled else [model.norm, model.fc_norm]
+    norms = [norm for norm in candidates if not isinstance(norm, nn.Identity)]
     _require(model.attn_pool is None and model.global_pool in ("token", "avg") and len(norms) == 1)
     heads = (getattr(model, name, None) for name in ("head", "head_dist"))
     return _reader(norms[0], *(head for head in heads if head is not None))

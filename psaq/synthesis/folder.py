@@ -65,7 +65,8 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
         raise PsaqError(
-            f"{folder}: holds images of another configuration (another {', '.join(differing[:3])}); name another folder"
+            f"{folder}: holds images of another configuration (another {', '.join(differing[:3])}); name another "
+            "folder, or ask for what these were made with"
         )
     return images
 

@@ -120,6 +120,7 @@ def test_a_budget_is_kept_and_what_it_came_to_is_said(vit, tmp_path, capsys):
     recipe = saved_recipe(tmp_path / "run", vit)
     assert record["results"]["overrides"] == [list(override) for override in recipe.overrides]
     assert recipe.overrides
+    assert (recipe.rotate, recipe.collages) == ("streams", 2), "the parts that low bits need"
     limit = (tmp_path / "run" / "model.safetensors").stat().st_size + 500
     Quantize(gaussian=True, num_images=2, budget=f"{limit / 1e3}kB", out=tmp_path / "again").run()
     assert (tmp_path / "again" / "model.safetensors").stat().st_size <= limit
@@ -197,7 +198,10 @@ def test_files_that_are_not_there_are_named(photos, tmp_path, monkeypatch):
 
 def test_wrong_options_leave_no_folder_behind(tmp_path):
     out = tmp_path / "run"
-    unsound = ({"override": ("block.*=W8A8",)}, {"images": tmp_path / "nowhere"}, {"crop_pct": 1.5}, {"num_images": 0})
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"damaged")
+    unsound = ({"override": ("block.*=W8A8",)}, {"images": tmp_path / "nowhere"}, {"images": damaged})
+    unsound += ({"crop_pct": 1.5}, {"num_images": 0})
     for wrong in unsound:
         for command in (Quantize, MeasureSensitivity):
             with pytest.raises(PsaqError):

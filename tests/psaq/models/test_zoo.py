@@ -94,6 +94,13 @@ def test_a_truncated_file_is_refused(weights):
         load_model("vit_tiny_patch16_224", weights, **SMALL)
 
 
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
+    """timm's translation of old checkpoints trips over packed weights of two dimensions."""
+    save_file({"patch_embed.proj.weight": torch.zeros(4, 8)}, tmp_path / "packed.safetensors")
+    with pytest.raises(PsaqError, match=r"packed\.safetensors: does not fit"):
+        load_model("micro_swin", tmp_path / "packed.safetensors")
+
+
 def test_options_timm_refuses_are_named():
     with pytest.raises(PsaqError, match="no_such_option"):
         load_model("vit_tiny_patch16_224", "any.safetensors", no_such_option=1)

@@ -194,6 +194,8 @@ def test_an_activation_that_overflows_is_named(vit, images):
         (torch.zeros(2, 1, 32, 32), "(2, 1, 32, 32)"),
         (torch.full((2, 3, 32, 32), torch.nan), "NaN"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+        (["a.png"], "a batch must be a tensor"),
+        ([torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 24, 32)], "(24, 32) and (32, 32) pixels"),
     ],
 )
 def test_wrong_images_are_named(vit, wrong, message):
@@ -225,3 +227,13 @@ def test_recipes_read_as_the_field_writes_them():
     for wrong in ("4/8", "W4", "WxA8", "W4A8B2"):
         with pytest.raises(PsaqError, match="W4A8"):
             parse_precision(wrong)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.paper(4, 8), Recipe.accurate(4, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type_takes_images_of_any(vit, images, recipe, dtype):
+    model = copy.deepcopy(vit).to(dtype)
+    with torch.no_grad():
+        expected, found = quantize(vit, images, recipe)(images), quantize(model, images, recipe)(images.to(dtype))
+    assert found.dtype == dtype
+    assert logit_sqnr(found.float(), expected) > 10

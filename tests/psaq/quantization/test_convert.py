@@ -11,9 +11,12 @@ from torch import nn
 from variants import VARIANTS, build, images_for
 
 from psaq.errors import PsaqError
+from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
 from psaq.quantization.convert import converted
+from psaq.quantization.folding import fold_norms
 from psaq.quantization.points import Point, all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.rotation import rotate_heads, rotate_streams
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -185,3 +188,25 @@ def test_a_model_without_attention_is_refused():
 def test_a_quantised_model_is_not_quantised_again(vit):
     with pytest.raises(PsaqError, match="QuantVisionTransformer"):
         converted(converted(vit))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", ["block", "mlp", "norm", "weight"])
+def test_what_is_shared_gets_a_copy_in_every_place(vit, shared):
+    first, second = vit.blocks[0], vit.blocks[1]
+    if shared == "block":
+        vit.blocks[1] = first
+    if shared == "mlp":
+        second.mlp = first.mlp
+    if shared == "norm":
+        second.norm1 = first.norm1
+    if shared == "weight":
+        second.attn.qkv.weight = first.attn.qkv.weight
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before, model = vit(x), converted(vit)
+    assert len(list(model.parameters())) == len(list(model.named_parameters(remove_duplicate=False)))
+    torch.testing.assert_close(model(x), before)
+    rotate_streams(model)
+    rotate_heads(model)
+    fold_norms(model, [x], 1.0, centre=True)
+    assert logit_sqnr(model(x), before) > 90

@@ -17,7 +17,7 @@ from psaq.quantization.neighbours import plain_attention
 from psaq.quantization.rotation import mean_keeping_rotation, random_rotation, rotate_heads, rotate_streams
 from psaq.quantization.streams import streams
 
-NOT_ROTATED = ("attention pooling", "norm before", "norm after", "swin, padded windows")
+NOT_ROTATED = ("distilled, unused norm", "attention pooling", "norm before", "norm after", "swin, padded windows")
 
 
 def unchanged(model: nn.Module, before: nn.Module) -> bool:
