@@ -32,7 +32,7 @@ class Quantize(Calibrating):
 
     def run(self) -> None:
         budget = None if self.budget is None else parse_budget(self.budget)
-        # Parts that low bits need do no harm where more are picked; the other way round they are missed.
+        # The parts that low bits need: where more are picked they cost time, where they are missing accuracy.
         recipe = self.chosen_recipe(None if budget is None else NIBBLE_BITS)
         folder = self.folder("quantize")
         model = self.model.load()

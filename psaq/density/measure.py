@@ -125,7 +125,7 @@ def _checked_batches(
     source: str, images: CalibrationImages, model: nn.Module, batch_size: int
 ) -> Iterator[Float[Tensor, "images 3 height width"]]:
     size = data_config(model).image_size
-    for batch in image_batches(images, batch_size, next(model.parameters()).device):
+    for batch in image_batches(images, batch_size, next(model.parameters())):
         if tuple(batch.shape[2:]) != size:
             found = "×".join(map(str, batch.shape[2:]))
             raise PsaqError(f"{source} images are {found} pixels, the model takes {size[0]}×{size[1]}; resize them")

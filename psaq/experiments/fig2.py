@@ -75,7 +75,7 @@ def choose_images(
 def confidences(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "images"]:
     """The probability that ``model`` gives to each image's own class."""
     with torch.no_grad():
-        batches = image_batches(normalised_for(model, images), 32, next(model.parameters()).device)
+        batches = image_batches(normalised_for(model, images), 32, next(model.parameters()))
         probabilities = torch.cat([model(batch).softmax(-1).cpu() for batch in batches])
     return probabilities.gather(1, images.labels[:, None])[:, 0]
 

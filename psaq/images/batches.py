@@ -14,10 +14,11 @@ Images = Float[Tensor, "images 3 height width"]
 CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
 
 
-def image_batches(
-    images: CalibrationImages, batch_size: int, device: torch.device | str | None = None
-) -> Iterator[Images]:
-    """Batches of at most ``batch_size`` images in the model's normalised space, in order, on ``device``.
+def image_batches(images: CalibrationImages, batch_size: int, like: Tensor | None = None) -> Iterator[Images]:
+    """Batches of at most ``batch_size`` images in the model's normalised space, in order.
+
+    Args:
+        like: a parameter of the model that shall take them, whose device and type they get.
 
     Raises:
         PsaqError: no image at all, a path in their place, not (images, 3, height, width), or NaN and infinity among
@@ -31,7 +32,7 @@ def image_batches(
         for batch in source.split(batch_size):
             if len(batch):
                 count += len(batch)
-                yield batch.to(device)
+                yield batch if like is None else batch.to(like)
     if count == 0:
         raise PsaqError("0 images: calibration needs at least one")
 

@@ -78,7 +78,7 @@ def fit_budget(
     Raises:
         PsaqError: no choice of bits is small enough; the message says how small the file can be.
     """
-    batches = list(image_batches(images, batch_size, next(model.parameters()).device))
+    batches = list(image_batches(images, batch_size, next(model.parameters())))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     free = {name: layer_of(name) for name in weight_points(all_points(qmodel)) if not _is_named(layer_of(name), recipe)}
     at_8_bits = _file_size(qmodel, calibrated_on, recipe, free)

@@ -59,7 +59,7 @@ def prepared(
     check_finite(model)
     qmodel = converted(model)
     check_overrides(qmodel, recipe)
-    originals = [batch.to(next(qmodel.parameters())) for batch in image_batches(images, batch_size)]
+    originals = list(image_batches(images, batch_size, next(qmodel.parameters())))
     check_one_size(originals)
     run_once(qmodel, originals[0][:1])
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Images = Float[Tensor, "images 3 height width"]
+from psaq.images.batches import Images
 
 _PATCH_SIDE = (0.2, 0.8)  # of what is set in, as part of the image's
 _CROP_AREA = (0.25, 1.0)  # of what is cut out, as part of the image's

@@ -1,10 +1,8 @@
 """Smooth, saturated copies of calibration images."""
 
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
-Images = Float[Tensor, "images 3 height width"]
+from psaq.images.batches import Images
 
 _PATCH = 16  # pixels that become one colour
 _CONTRAST = 4

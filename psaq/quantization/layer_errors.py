@@ -33,7 +33,7 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
         raise PsaqError(f"{type(qmodel).__name__}: has nothing quantised; give what psaq.quantize returned")
     energies = {name: torch.zeros(2, dtype=torch.float64) for name in quantizers}
     with torch.no_grad(), _listening(quantizers, energies):
-        for batch in image_batches(images, batch_size, next(qmodel.parameters()).device):
+        for batch in image_batches(images, batch_size, next(qmodel.parameters())):
             qmodel(batch)
     return _by_layer({name: _decibels(*energy.tolist()) for name, energy in energies.items() if energy[0] > 0})
 

@@ -40,7 +40,7 @@ def rotate_streams(model: nn.Module) -> None:
 @torch.no_grad()
 def rotate_heads(model: nn.Module) -> None:
     """Rotate query and key of each head alike, which their product does not see, and value, which the output
-    projection undoes. Attention with norms between is left alone."""
+    projection undoes. Attention with norms between is left alone. Patch features averaged over heads change."""
     draw = torch.Generator().manual_seed(0)
     for attention in plain_attention(model):
         qkv, proj = attention.get_submodule("qkv"), attention.get_submodule("proj")

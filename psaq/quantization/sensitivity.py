@@ -109,7 +109,7 @@ def sensitivity(
         PsaqError: as `psaq.quantize`.
     """
     recipe = recipe or Recipe.accurate(4, 8)
-    batches = list(image_batches(images, batch_size, next(model.parameters()).device))
+    batches = list(image_batches(images, batch_size, next(model.parameters())))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     calibrate_at_once(qmodel, calibrated_on, recipe, progress)
     layers = switched_off(qmodel)
