@@ -63,7 +63,7 @@ class RunFolder:
             if previous.get(part) != self.record[part]:
                 raise PsaqError(
                     f"{self.path}: holds a run with another {part} "
-                    f"({_difference(previous.get(part), self.record[part])}); name another folder or remove this one"
+                    f"({difference(previous.get(part), self.record[part])}); name another folder or remove this one"
                 )
         self.record |= {part: previous.get(part, {}) for part in ("timings", "results")}
 
@@ -98,8 +98,8 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _difference(previous: Any, current: Any) -> str:
-    """The first few settings that differ, by dotted name."""
+def difference(previous: Any, current: Any) -> str:
+    """The first few settings in which two configurations differ, by dotted name."""
     before, after = dict(_settings(previous)), dict(_settings(current))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:3])

@@ -7,6 +7,8 @@ from pathlib import Path
 from psaq.errors import PsaqError
 from psaq.evaluation import Report
 from psaq.files import read_json, write_json
+from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
+from psaq.runs import as_json, difference
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,11 @@ class Cell:
     precision: str
     method: str
     seed: int
+
+    @property
+    def quantiser(self) -> Recipe:
+        """What the recipe's name stands for."""
+        return RECIPES[self.recipe](*parse_precision(self.precision))
 
     def __str__(self) -> str:
         return f"{self.model} {self.recipe} {self.precision} {self.method} seed {self.seed}"
@@ -47,20 +54,27 @@ class CellStore:
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, whole or not at all."""
-        write_json(self._file(result.cell), asdict(result))
+        write_json(self._file(result.cell), {**asdict(result), "quantiser": as_json(result.cell.quantiser)})
 
     def read(self, cell: Cell) -> Result:
-        """A finished cell. Raises PsaqError where its file is damaged or another cell's."""
+        """A finished cell. Raises PsaqError where its file is damaged, another cell's, or of a time when the recipe of
+        that name was another."""
         file = self._file(cell)
         content = read_json(file)
         try:
             result = Result(
                 Cell(**content["cell"]), Report(**content["report"]), content["fp_top1"], content["weights"]
             )
+            quantiser = content["quantiser"]
         except (KeyError, TypeError) as error:
             raise PsaqError(f"{file}: is damaged ({error}); remove it to measure the cell again") from error
         if result.cell != cell:
             raise PsaqError(f"{file}: holds {result.cell}; remove it to measure {cell} again")
+        if quantiser != (current := as_json(cell.quantiser)):
+            raise PsaqError(
+                f"{file}: was measured with another {cell.recipe} recipe ({difference(quantiser, current)}); "
+                "name another folder with --out, or remove it to measure the cell again"
+            )
         return result
 
     def check_weights(self, cells: Iterable[Cell], weights: str) -> None:

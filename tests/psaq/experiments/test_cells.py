@@ -1,12 +1,14 @@
 """Cells of a table: whole or absent, and never another's."""
 
 import math
+from functools import partial
 
 import pytest
 
 from psaq.errors import PsaqError
 from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, CellStore, Result
+from psaq.quantization.recipes import RECIPES, Recipe
 
 CELL = Cell("vit_tiny.tag", "paper", "W4A8", "PSAQ", 2)
 RESULT = Result(CELL, Report(50.0, 75.0, 8, 90.0, math.inf), 60.0, "digest")
@@ -27,6 +29,14 @@ def test_other_weights_are_noticed(tmp_path):
     store.check_weights([CELL], "digest")
     with pytest.raises(PsaqError, match=r"other weights of vit_tiny\.tag"):
         store.check_weights([CELL], "another digest")
+
+
+def test_a_cell_of_another_recipe_of_the_same_name_is_refused(tmp_path, monkeypatch):
+    store = CellStore(tmp_path)
+    store.write(RESULT)
+    monkeypatch.setitem(RECIPES, "paper", partial(Recipe.paper, scope="linear"))
+    with pytest.raises(PsaqError, match=r"another paper recipe \(scope 'all', not 'linear'\); name another folder"):
+        store.read(CELL)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"cell": {}, "report": {}, "fp_top1": 1, "weights": ""}'])
