@@ -53,6 +53,8 @@ class Row:
 
     precision: str
     change: str
+    recipe: str
+    """The recipe's digest: a row of an earlier recipe is measured again."""
     top1: float
     agreement: float
     logit_sqnr: float
@@ -81,16 +83,15 @@ class Ablation:
     changes: tuple[str, ...] = field(default_factory=lambda: tuple(PARTS))
     """Which changes to measure, by name; one that changes nothing at a precision is left out."""
     out: Path = Path(__file__).parent / "results" / "ablation_deit_tiny.csv"
-    """The table; rows that are there already are kept."""
+    """The table; rows that are there already are kept, unless the recipe has changed."""
 
     def run(self) -> None:
-        rows = read_rows(self.out, Row)
+        rows = [row for row in read_rows(self.out, Row) if row.recipe == _recipe(row.precision, row.change).digest]
         model = load_model(self.model, self.weights)
         images, dataset = load_images(self.images), self._dataset(model)
         reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
         for precision, change in self._missing(rows):
-            recipe = Recipe.accurate(*parse_precision(precision), **PARTS[change])
-            qmodel = quantize(model, images, recipe, progress=True)
+            qmodel = quantize(model, images, _recipe(precision, change), progress=True)
             rows.append(_measured(qmodel, dataset, reference, labels, precision, change))
             write_rows(self.out, rows)
             print(rows[-1])
@@ -105,9 +106,12 @@ class Ablation:
         return [pair for pair in wanted if pair not in done and _changes_something(*pair)]
 
 
+def _recipe(precision: str, change: str) -> Recipe:
+    return Recipe.accurate(*parse_precision(precision), **PARTS.get(change, {}))
+
+
 def _changes_something(precision: str, change: str) -> bool:
-    usual = Recipe.accurate(*parse_precision(precision))
-    return not PARTS[change] or Recipe.accurate(*parse_precision(precision), **PARTS[change]) != usual
+    return not PARTS[change] or _recipe(precision, change) != Recipe.accurate(*parse_precision(precision))
 
 
 def _measured(qmodel: nn.Module, dataset: Any, reference: Tensor, labels: Tensor, precision: str, change: str) -> Row:
@@ -115,7 +119,8 @@ def _measured(qmodel: nn.Module, dataset: Any, reference: Tensor, labels: Tensor
     report, full = compare(logits, labels, reference), compare(reference, labels)
     assert report.agreement is not None
     assert report.logit_sqnr is not None
-    return Row(precision, change, report.top1, report.agreement, report.logit_sqnr, full.top1, report.n)
+    figures = (report.top1, report.agreement, report.logit_sqnr, full.top1, report.n)
+    return Row(precision, change, _recipe(precision, change).digest, *figures)
 
 
 if __name__ == "__main__":

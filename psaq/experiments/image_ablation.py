@@ -3,11 +3,10 @@
 python -m psaq.experiments.image_ablation --weights W.safetensors --val imagenet/val --train imagenet/train
 """
 
-import csv
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.evaluation import collect_logits, compare
 from psaq.experiments.image_variants import OBJECTIVES
-from psaq.files import read_json, write_csv
+from psaq.experiments.rows import read_rows, write_rows
+from psaq.files import read_json
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
@@ -80,6 +80,8 @@ class Row:
     entropy: float
     """Of the finished images, summed over the blocks, in nats."""
     recipe: str
+    digest: str
+    """The recipe's: rows of an earlier recipe are measured again."""
     top1: float
     agreement: float
     logit_sqnr: float
@@ -123,23 +125,30 @@ class ImageAblation:
     runs: Path = Path("runs/image_ablation")
     """Where the images are kept; a finished ``psaq synthesize`` of the same configuration may lie there."""
     out: Path = Path(__file__).parent / "results" / "image_ablation_deit_tiny.csv"
-    """The table; rows that are there already are kept."""
+    """The table; rows that are there already are kept, unless their recipe has changed."""
 
     def run(self) -> None:
-        bench, rows = Bench(self), read_rows(self.out)
-        for change, seed in self._missing(rows):
-            images = bench.images(change, seed)
-            rows.extend(bench.measure(images, change, seed))
-            write_rows(self.out, rows)
-            print(*rows[-len(RECIPES) :], sep="\n")
+        bench, rows = Bench(self), [row for row in read_rows(self.out, Row) if _is_current(row)]
+        for change, seed in self._wanted():
+            missing = [name for name in RECIPES if (change, seed, name) not in {_key(row) for row in rows}]
+            if missing:
+                rows += bench.measure(bench.images(change, seed), change, seed, missing)
+                write_rows(self.out, rows)
+                print(*rows[-len(missing) :], sep="\n")
 
-    def _missing(self, rows: list[Row]) -> list[tuple[str, int]]:
+    def _wanted(self) -> list[tuple[str, int]]:
         unknown = [change for change in self.changes if change not in (*REFERENCES, *CHANGES)]
         if unknown:
             raise PsaqError(f"changes {unknown}: choose from {', '.join((*REFERENCES, *CHANGES))}")
-        done = {(row.change, row.seed) for row in rows}
-        wanted = [(change, seed) for change in self.changes for seed in self.seeds if change != REAL or seed == 0]
-        return [pair for pair in wanted if pair not in done]
+        return [(change, seed) for change in self.changes for seed in self.seeds if change != REAL or seed == 0]
+
+
+def _key(row: Row) -> tuple[str, int, str]:
+    return row.change, row.seed, row.recipe
+
+
+def _is_current(row: Row) -> bool:
+    return row.recipe in RECIPES and row.digest == RECIPES[row.recipe].digest
 
 
 class Bench:
@@ -189,12 +198,14 @@ class Bench:
         images.save(folder)
         return images
 
-    def measure(self, images: ImageSet, change: str, seed: int) -> list[Row]:
-        """A row for each recipe."""
+    def measure(self, images: ImageSet, change: str, seed: int, recipes: Sequence[str]) -> list[Row]:
+        """A row for each of `RECIPES` that is named."""
         entropy = entropy_sum(self.model, images.images)
         made = (change, seed, len(images.images), images.steps, images.core_minutes, entropy)
         device = images.device or device_name()
-        return [Row(*made, name, *self._accuracy(images.images, name), device) for name in RECIPES]
+        return [
+            Row(*made, name, RECIPES[name].digest, *self._accuracy(images.images, name), device) for name in recipes
+        ]
 
     def _accuracy(self, images: Tensor, recipe: str) -> tuple[float, float, float, float, int]:
         qmodel = quantize(self.model, images, RECIPES[recipe], progress=True)
@@ -218,23 +229,6 @@ def entropy_sum(model: nn.Module, images: Float[Tensor, "images 3 height width"]
     """Patch-similarity entropy summed over the blocks, averaged over the images, in nats."""
     parts = [patch_similarity_entropy(patch_features(model, batch)).sum(dim=0) for batch in images.split(batch_size)]
     return float(torch.cat(parts).mean())
-
-
-def read_rows(path: Path) -> list[Row]:
-    """What is in the table so far; nothing where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_row(line) for line in csv.DictReader(file)]
-
-
-def _row(line: Mapping[str, str]) -> Row:
-    return Row(**{column.name: column.type(line[column.name]) for column in fields(Row)})  # type: ignore[operator]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """The table, whole or not at all."""
-    write_csv(path, [column.name for column in fields(Row)], map(asdict, rows))
 
 
 if __name__ == "__main__":

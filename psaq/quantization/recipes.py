@@ -1,5 +1,6 @@
 """Recipes: how to quantise a model."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
@@ -143,6 +144,11 @@ class Recipe:
         if is_end and self.ends is not None:
             return self.ends, self.ends
         return self.weights, self.activations
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change with any field: what a stored result was measured with."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
     @property
     def in_order(self) -> bool:

@@ -57,6 +57,17 @@ def test_rows_that_are_there_are_kept(options, monkeypatch):
     assert options.out.read_text().startswith(before)
 
 
+def test_rows_of_an_earlier_recipe_are_measured_again(options, monkeypatch):
+    replace(options, changes=("as it is", "no collages")).run()
+    before = read_rows(options.out, Row)
+    monkeypatch.setitem(PARTS, "no collages", {"collages": 0, "damping": 0.5})
+    replace(options, changes=("as it is", "no collages")).run()
+    after = read_rows(options.out, Row)
+    assert after[0] == before[0]
+    assert [row.change for row in after] == [row.change for row in before]
+    assert after[1].recipe == Recipe.accurate(4, 8, **PARTS["no collages"]).digest != before[1].recipe
+
+
 @pytest.mark.parametrize("change", PARTS)
 def test_every_change_is_a_recipe_and_counts_at_some_precision(change):
     recipes = [

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_kinds_that_are_there_are_kept(options, monkeypatch):
     replace(options, precisions=("W8A8", "W4A8")).run()
     assert len(measured) == 1
     assert options.out.read_text().startswith(before)
+
+
+def test_rows_of_an_earlier_recipe_are_measured_again(options, monkeypatch):
+    monkeypatch.setattr(agreement, "KINDS", agreement.KINDS[:1])
+    options.run()
+    before = read_rows(options.out, Row)
+    monkeypatch.setitem(agreement.RECIPES, "paper", partial(Recipe.paper, faithful=True))
+    options.run()
+    after = read_rows(options.out, Row)
+    assert len(after) == len(before)
+    assert {row.digest for row in after}.isdisjoint(row.digest for row in before)
 
 
 @torch.no_grad()

@@ -17,14 +17,16 @@ from psaq.experiments.image_ablation import (
     REAL,
     RECIPES,
     ImageAblation,
+    Row,
     entropy_sum,
-    read_rows,
 )
 from psaq.experiments.image_variants import OBJECTIVES, HalfThePatches, NoEntropy
+from psaq.experiments.rows import read_rows
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.quantization.calibration import quantize
+from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import Synthesis
@@ -52,7 +54,7 @@ def options(vit, tmp_path, monkeypatch):
 
 def test_a_set_is_made_by_its_configuration_and_measured_as_evaluate_does(options, vit):
     options.run()
-    rows = read_rows(options.out)
+    rows = read_rows(options.out, Row)
     assert [(row.change, row.recipe) for row in rows] == [(c, r) for c in options.changes for r in RECIPES]
     images = synthesize(vit, SynthesisConfig(class_weight=10.0, **FEW), progress=False)
     dataset = Subset(imagenet(options.val, vit, options.crop_pct), range(0, 10, 3))
@@ -66,7 +68,7 @@ def test_a_set_is_made_by_its_configuration_and_measured_as_evaluate_does(option
 
 def test_references_are_not_synthesised(options, vit):
     replace(options, changes=(NOISE, NATURAL, REAL), seeds=(3, 0)).run()
-    rows = read_rows(options.out)[:: len(RECIPES)]
+    rows = read_rows(options.out, Row)[:: len(RECIPES)]
     assert [(row.change, row.seed, row.images, row.steps) for row in rows] == [
         (NOISE, 3, 32, 0),
         (NOISE, 0, 32, 0),
@@ -88,6 +90,17 @@ def test_rows_and_images_that_are_there_are_kept(options, monkeypatch):
     replace(options, changes=("as it is",)).run()
     assert options.out.read_text() == before
     assert made == []
+
+
+def test_rows_of_an_earlier_recipe_are_measured_again(options, monkeypatch):
+    replace(options, changes=("as it is",)).run()
+    before = read_rows(options.out, Row)
+    monkeypatch.setitem(RECIPES, "W8A8 paper", Recipe.paper(8, 8, scope="linear"))
+    replace(options, changes=("as it is",)).run()
+    after = read_rows(options.out, Row)
+    assert after[:2] == before[:2]
+    assert [(row.change, row.recipe) for row in after] == [(row.change, row.recipe) for row in before]
+    assert after[2].digest == RECIPES["W8A8 paper"].digest != before[2].digest
 
 
 def test_images_of_another_configuration_are_refused(options, vit):
