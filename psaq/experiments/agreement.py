@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from psaq.cli import run_command
 from psaq.commands.export import onnx_session
 from psaq.evaluation import compare
+from psaq.experiments.nudged import LAST_PLACE, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
@@ -106,9 +106,9 @@ def _recipe(name: str, scope: str, precision: str) -> Recipe:
 def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
     """The implementations, each made when it is its turn."""
     yield SIMULATION, qmodel
-    yield "simulation, patches nudged by 1e-6", nudged(qmodel, [qmodel.get_submodule("patch_embed")], 1e-6)
+    yield "simulation, patches nudged by 1e-6", _nudged(qmodel, [qmodel.get_submodule("patch_embed")], 1e-6)
     norms = [module for module in qmodel.modules() if isinstance(module, nn.LayerNorm)]
-    yield "simulation, norms nudged by 1e-7", nudged(qmodel, norms, 1e-7)
+    yield "simulation, norms nudged by 1e-7", _nudged(qmodel, norms, LAST_PLACE)
     yield "deployed, float32", deploy(qmodel, torch.float32)
     yield SIMULATION_BFLOAT16, simulate(qmodel, torch.bfloat16)
     yield DEPLOYED_BFLOAT16, deploy(qmodel, torch.bfloat16)
@@ -117,24 +117,12 @@ def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
         yield "onnxruntime", onnx_session(Path(folder) / "model.onnx")
 
 
-def nudged(model: nn.Module, modules: Iterable[nn.Module], by: float) -> Forward:
-    """The model with what ``modules`` emit changed by a part of about ``by``.
-
-    1e-7 is one unit in the last place of float32, and 1e-6 what a sum over an image's patch loses in another order: an
-    implementation that does not compute the very same bits cannot be expected to agree better than these.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def nudge(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output * (1 + by * torch.randn(output.shape, generator=generator))
+def _nudged(model: nn.Module, modules: Iterable[nn.Module], by: float) -> Forward:
+    layers, draw = list(modules), torch.Generator().manual_seed(0)
 
     def forward(images: Tensor) -> Tensor:
-        hooks = [module.register_forward_hook(nudge) for module in modules]
-        try:
+        with nudged(layers, by, draw):
             return model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     return forward
 

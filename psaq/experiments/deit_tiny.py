@@ -1,5 +1,8 @@
 """The paper recipe on a real DeiT-Tiny: Standard, Gaussian and PSAQ calibration, on real images, into one CSV.
 
+Twelve blocks amplify a change in the last place of one float to the size of quantisation noise: what one run gives is
+one draw of many that are equally right. So each quantised model is evaluated with several roundings.
+
 python -m psaq.experiments.deit_tiny --weights W.safetensors --val imagenet/val --train imagenet/train
 """
 
@@ -9,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.evaluation import Report, collect_logits, compare
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
+from psaq.experiments.nudged import LAST_PLACE, float_arithmetic, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.imagenet import imagenet
@@ -33,11 +38,13 @@ IMAGES = 32
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: what was calibrated on, and how it was quantised."""
+    """One measurement: what was calibrated on, how it was quantised, and how its floats were rounded."""
 
     method: str
     seed: int
     precision: str
+    rounding: int
+    """0 as float32 has it; otherwise the seed of changes in the last place."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Result:
     method: str
     seed: int
     precision: str
+    rounding: int
     top1: float
     top5: float
     agreement: float
@@ -56,7 +64,7 @@ class Result:
 
     @property
     def cell(self) -> Cell:
-        return Cell(self.method, self.seed, self.precision)
+        return Cell(self.method, self.seed, self.precision, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class DeitTiny:
     """Of the real calibration images."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of noise and synthesis."""
+    roundings: int = 6
+    """Evaluate each quantised model with so many roundings."""
     images: tuple[Path, ...] = ()
     """Runs of ``psaq synthesize``, one per seed; without them images are synthesised into ``runs``."""
     runs: Path = Path("runs/deit_tiny")
@@ -85,6 +95,8 @@ class DeitTiny:
     """The table, written when all cells are there."""
 
     def run(self) -> None:
+        if self.roundings < 1:
+            raise PsaqError(f"--roundings {self.roundings}: must be at least 1")
         if self.images and len(self.images) != len(self.seeds):
             raise PsaqError(f"--images: {len(self.images)} runs for {len(self.seeds)} seeds; name one per seed")
         run = RunFolder(self.runs, "deit_tiny", replace(self, out=Path(), runs=Path()))
@@ -100,9 +112,9 @@ class DeitTiny:
 
     def _cells(self) -> Iterator[Cell]:
         for precision in self.precisions:
-            yield Cell(STANDARD, 0, precision)
-            yield from (Cell(GAUSSIAN, seed, precision) for seed in self.seeds)
-            yield from (Cell(PSAQ, seed, precision) for seed in self.seeds)
+            for method in (STANDARD, GAUSSIAN, PSAQ):
+                for seed in (0,) if method == STANDARD else self.seeds:
+                    yield from (Cell(method, seed, precision, rounding) for rounding in range(self.roundings))
 
 
 class Bench:
@@ -110,6 +122,7 @@ class Bench:
 
     def __init__(self, options: DeitTiny):
         self.options = options
+        self._last: tuple[Cell, nn.Module] | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -120,14 +133,22 @@ class Bench:
         return self._logits(self.model, "FP")
 
     def measure(self, cell: Cell) -> Result:
-        # DeiT's ranges all hold zero, so that the sound recipe gives the same model, bit for bit.
-        recipe = Recipe.paper(*parse_precision(cell.precision), faithful=True)
-        qmodel = quantize(self.model, self.calibration_images(cell), recipe)
+        qmodel = self._quantised(replace(cell, rounding=0))
         reference, labels = self.reference
-        logits, _ = self._logits(qmodel, f"{cell.precision} {cell.method} {cell.seed}")
+        changing = float_arithmetic(qmodel) if cell.rounding else []
+        with nudged(changing, LAST_PLACE, torch.Generator().manual_seed(cell.rounding)):
+            logits, _ = self._logits(qmodel, f"{cell.precision} {cell.method} {cell.seed}, rounding {cell.rounding}")
         report = compare(logits, labels, reference)
         figures: dict[str, Any] = {**asdict(cell), **report.as_dict(), "fp_top1": compare(reference, labels).top1}
         return Result(**figures)
+
+    def _quantised(self, cell: Cell) -> nn.Module:
+        """The model of a cell and all its roundings, kept until another one is asked for."""
+        if self._last is None or self._last[0] != cell:
+            # DeiT's ranges all hold zero, so that the sound recipe gives the same model, bit for bit.
+            recipe = Recipe.paper(*parse_precision(cell.precision), faithful=True)
+            self._last = cell, quantize(self.model, self.calibration_images(cell), recipe)
+        return self._last[1]
 
     def calibration_images(self, cell: Cell) -> CalibrationImages:
         options = self.options
@@ -149,7 +170,8 @@ class Bench:
 def line(result: Result) -> str:
     """A result in a line of text."""
     report = Report(result.top1, result.top5, result.n, result.agreement, result.logit_sqnr)
-    return f"{result.precision} {result.method:<9} seed {result.seed}  {report}, FP {result.fp_top1:.2f} %"
+    which = f"{result.precision} {result.method:<9} seed {result.seed} rounding {result.rounding}"
+    return f"{which}  {report}, FP {result.fp_top1:.2f} %"
 
 
 if __name__ == "__main__":
