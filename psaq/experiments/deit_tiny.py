@@ -83,7 +83,7 @@ class DeitTiny:
     """Of the real calibration images."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of noise and synthesis."""
-    roundings: int = 6
+    roundings: int = 4
     """Evaluate each quantised model with so many roundings."""
     images: tuple[Path, ...] = ()
     """Runs of ``psaq synthesize``, one per seed; without them images are synthesised into ``runs``."""
