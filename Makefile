@@ -17,9 +17,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Tests start processes of their own: a thread that waits must not keep a core from them.
+# A test file at a time on each core: a thread that waits must not keep a core from the others.
 unit: $(VENV)/.installed-dev .triton36/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
