@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from psaq.commands.calibration import Calibrating
-from psaq.quantization.budget import fit_budget, parse_budget
+from psaq.quantization.budget import check_budget, fit_budget, parse_budget
 from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import save
 from psaq.quantization.layer_errors import layer_sqnr
@@ -37,6 +37,8 @@ class Quantize(Calibrating):
         folder = self.folder("quantize")
         model = self.model.load()
         self.check(model, recipe)
+        if budget is not None:
+            check_budget(model, recipe, budget)
         run = RunFolder(folder, "quantize", self.config(), self.seed)
         with run.timed("images"):
             images = self.calibration_images(model, folder)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, image_batches
+from psaq.images.batches import CalibrationImages, gaussian_images, image_batches
 from psaq.quantization.affine import MAX_BITS
 from psaq.quantization.calibration import calibrate_at_once, prepared
 from psaq.quantization.checkpoint import save
@@ -80,14 +80,17 @@ def fit_budget(
     """
     batches = list(image_batches(images, batch_size, next(model.parameters())))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
-    free = {name: layer_of(name) for name in weight_points(all_points(qmodel)) if not _is_named(layer_of(name), recipe)}
-    at_8_bits = _file_size(qmodel, calibrated_on, recipe, free)
+    sizes, room = _sizes_and_room(qmodel, calibrated_on, recipe, budget)
     switched_off(qmodel)
-    sizes = {layer: _sizes(qmodel.get_parameter(f"{layer}.weight")) for layer in free.values()}
-    room = budget(at_8_bits) - at_8_bits + sum(max(options) for options in sizes.values())
-    _check_room(room, sizes, budget(at_8_bits))
     choices = _measured(qmodel, batches, sizes, recipe, progress)
     return _with_bits(qmodel, recipe, pick_bits(choices, room))
+
+
+def check_budget(model: nn.Module, recipe: Recipe, budget: Budget) -> None:
+    """Raises PsaqError where no choice of bits is small enough; any image will do to see that."""
+    plain = replace(recipe, collages=0, flat_copies=0)
+    qmodel, batches = prepared(model, gaussian_images(model, 1), plain, batch_size=1)
+    _sizes_and_room(qmodel, batches, plain, budget)
 
 
 def pick_bits(choices: Mapping[str, Sequence[Choice]], room: int) -> dict[str, int]:
@@ -108,6 +111,18 @@ def pick_bits(choices: Mapping[str, Sequence[Choice]], room: int) -> dict[str, i
         picks[layer] = np.argmin(noises, axis=0).astype(np.uint8)
         least = np.min(noises, axis=0)
     return dict(_traced_back(choices, extra, picks, unit))
+
+
+def _sizes_and_room(
+    qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, budget: Budget
+) -> tuple[dict[str, dict[int, int]], int]:
+    """How each free layer's weight may be stored, and the bytes that all of them may take together."""
+    free = {name: layer_of(name) for name in weight_points(all_points(qmodel)) if not _is_named(layer_of(name), recipe)}
+    at_8_bits = _file_size(qmodel, batches, recipe, free)
+    sizes = {layer: _sizes(qmodel.get_parameter(f"{layer}.weight")) for layer in free.values()}
+    room = budget(at_8_bits) - at_8_bits + sum(max(options) for options in sizes.values())
+    _check_room(room, sizes, budget(at_8_bits))
+    return sizes, room
 
 
 def _traced_back(

@@ -126,6 +126,13 @@ def test_a_budget_is_kept_and_what_it_came_to_is_said(vit, tmp_path, capsys):
     assert (tmp_path / "again" / "model.safetensors").stat().st_size <= limit
 
 
+def test_a_budget_too_small_is_refused_before_the_work_and_a_larger_one_goes_into_the_same_folder(vit, tmp_path):
+    with pytest.raises(PsaqError, match=r"cannot be that small.*Give at least that"):
+        Quantize(num_images=2, budget="1kB", out=tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
+    Quantize(gaussian=True, num_images=2, budget="90%", out=tmp_path / "run").run()
+
+
 def test_sensitivity_writes_a_table_and_a_picture(vit, tmp_path, capsys):
     MeasureSensitivity(gaussian=True, num_images=2, out=tmp_path / "run").run()
     expected = sensitivity(vit, gaussian_images(vit, 2), Recipe.accurate(4, 8))

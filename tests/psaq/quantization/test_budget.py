@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
-from psaq.quantization.budget import Choice, fit_budget, parse_budget, pick_bits
+from psaq.quantization.budget import Choice, check_budget, fit_budget, parse_budget, pick_bits
 from psaq.quantization.points import live_points, weight_points
 
 SMALLEST = re.compile(r"it takes ([\d.]+) MB")
@@ -39,6 +39,8 @@ def test_a_smaller_file_than_possible_is_refused_and_the_smallest_works(model, t
     images, recipe = gaussian_images(model, 4), Recipe.accurate()
     with pytest.raises(PsaqError, match="cannot be that small") as raised:
         fit_budget(model, images, recipe, parse_budget("1kB"))
+    with pytest.raises(PsaqError, match=re.escape(str(raised.value))):
+        check_budget(model, recipe, parse_budget("1kB"))
     smallest = SMALLEST.search(str(raised.value))[1]
     fitted = fit_budget(model, images, recipe, parse_budget(f"{smallest}MB"))
     assert file_size(model, images, fitted, tmp_path) <= float(smallest) * 1e6
