@@ -13,7 +13,7 @@ from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
 _FEW_BITS = 4
-"""Up to here ranges are clipped: at 6 and 8 bits of activations that cost accuracy."""
+"""Up to here activations' ranges are clipped and attention is not equalised: at 6 and 8 bits the opposite is better."""
 
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""
@@ -121,7 +121,8 @@ class Recipe:
             "rounding": "gptq",
             # In a rotated head all rows of the weight have the error of the largest, which low bits pay for.
             "rotate": "all" if activations <= weights else "streams",
-            "equalize": True,
+            # Columns scaled unevenly cost the output projection's weight more than value gains where its bits are few.
+            "equalize": weights > _FEW_BITS,
             "bias_compensation": True,
             "collages": 2 if weights < 8 else 0,
             "flat_copies": 16,
