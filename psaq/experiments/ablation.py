@@ -26,6 +26,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "one range for GELU": {"gelu": "uniform"},
     "weights to the nearest level": {"rounding": "nearest"},
     "no equalised attention": {"equalize": False},
+    "equalised attention": {"equalize": True},
     "no bias compensation": {"bias_compensation": False},
     "no flat copies": {"flat_copies": 0},
     "no collages": {"collages": 0},
