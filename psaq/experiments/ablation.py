@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from psaq.cli import run_command
+from psaq.errors import PsaqError
 from psaq.evaluation import collect_logits, compare
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
@@ -87,7 +88,10 @@ class Ablation:
     """The table; rows that are there already are kept, unless the recipe has changed."""
 
     def run(self) -> None:
-        rows = [row for row in read_rows(self.out, Row) if row.recipe == _recipe(row.precision, row.change).digest]
+        unknown = [change for change in self.changes if change not in PARTS]
+        if unknown:
+            raise PsaqError(f"changes {unknown}: choose from {', '.join(PARTS)}")
+        rows = [row for row in read_rows(self.out, Row) if _is_current(row)]
         model = load_model(self.model, self.weights)
         images, dataset = load_images(self.images), self._dataset(model)
         reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
@@ -108,7 +112,11 @@ class Ablation:
 
 
 def _recipe(precision: str, change: str) -> Recipe:
-    return Recipe.accurate(*parse_precision(precision), **PARTS.get(change, {}))
+    return Recipe.accurate(*parse_precision(precision), **PARTS[change])
+
+
+def _is_current(row: Row) -> bool:
+    return row.change in PARTS and row.recipe == _recipe(row.precision, row.change).digest
 
 
 def _changes_something(precision: str, change: str) -> bool:

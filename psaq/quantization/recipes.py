@@ -13,7 +13,8 @@ from psaq.quantization.affine import check_bits
 from psaq.quantization.points import SCOPES, Scope
 
 _FEW_BITS = 4
-"""Up to here activations' ranges are clipped and attention is not equalised: at 6 and 8 bits the opposite is better."""
+"""Up to here activations are clipped, and attention stays as it is for weights. Tried on a DeiT-Tiny: clipping costs
+accuracy at 6 and 8 bits; equalising attention costs some at 4, gains at 6 and changes nothing at 8."""
 
 Override = tuple[str, int, int]
 """A layer's name or a pattern of names, bits per weight, bits per activation."""
@@ -121,7 +122,6 @@ class Recipe:
             "rounding": "gptq",
             # In a rotated head all rows of the weight have the error of the largest, which low bits pay for.
             "rotate": "all" if activations <= weights else "streams",
-            # Columns scaled unevenly cost the output projection's weight more than value gains where its bits are few.
             "equalize": weights > _FEW_BITS,
             "bias_compensation": True,
             "collages": 2 if weights < 8 else 0,

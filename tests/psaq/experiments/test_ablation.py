@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.experiments import ablation
 from psaq.experiments.ablation import PARTS, Ablation, Row
@@ -55,6 +56,11 @@ def test_rows_that_are_there_are_kept(options, monkeypatch):
     options.run()
     assert len(measured) == 2
     assert options.out.read_text().startswith(before)
+
+
+def test_an_unknown_change_is_refused(options):
+    with pytest.raises(PsaqError, match="choose from as it is"):
+        replace(options, changes=("no such",)).run()
 
 
 def test_rows_of_an_earlier_recipe_are_measured_again(options, monkeypatch):
