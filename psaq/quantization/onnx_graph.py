@@ -28,12 +28,14 @@ OPSET = 21
 _TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
 _INPUT, _OUTPUT = "images", "logits"
 _VALUES = "integers"
+_UINT8_ZERO = 128
 
 
 def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
     """Write a quantised model as ONNX, opset 21, for any number of images.
 
-    Weights are stored as the integers they are: int4 up to 4 bits, int8 above, followed by DequantizeLinear. Every
+    Weights are stored as the integers they are, followed by DequantizeLinear: int4 up to 4 bits, above uint8 with 128
+    for zero, since onnxruntime's products with int8 overflow on x86 processors that have no VNNI. Every
     live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
     Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators.
 
@@ -63,14 +65,16 @@ class _Stored(torch.autograd.Function):
     """Integers times their scales; in the graph, DequantizeLinear."""
 
     @staticmethod
-    def forward(_: Any, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+    def forward(_: Any, integers: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
         shape = [1] * integers.ndim
         shape[axis] = -1
-        return integers.float() * scale.view(shape)
+        steps = integers.float() if zero_point is None else integers.float() - zero_point.float().view(shape)
+        return steps * scale.view(shape)
 
     @staticmethod
-    def symbolic(graph: Any, integers: Any, scale: Any, axis: int) -> Any:
-        real = graph.op("DequantizeLinear", integers, scale, axis_i=axis)
+    def symbolic(graph: Any, integers: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+        parameters = (scale,) if zero_point is None else (scale, zero_point)
+        real = graph.op("DequantizeLinear", integers, *parameters, axis_i=axis)
         return real.setType(integers.type().with_dtype(torch.float32))
 
 
@@ -126,31 +130,53 @@ class _OnnxSplitPoint(nn.Module):
         return self.point.values(x)
 
 
-class _OnnxLinear(nn.Module):
-    """The weight is stored as the matmul reads it, (inputs, outputs): runtimes fuse DequantizeLinear and MatMul."""
+class _OnnxWeight(nn.Module):
+    """Stored integers, and what they stand for."""
 
-    def __init__(self, layer: QuantLinear, integers: Int8[Tensor, "outputs inputs"], scale: Float[Tensor, "outputs"]):
+    def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int):
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("scale", quantizer.scale)
+        if quantizer.bits <= NIBBLE_BITS:
+            self.register_buffer(_VALUES, integers)
+            self.zero_point = None
+        else:
+            self.register_buffer(_VALUES, (integers.int() + _UINT8_ZERO).to(torch.uint8))
+            self.register_buffer("zero_point", torch.full_like(quantizer.scale, _UINT8_ZERO, dtype=torch.uint8))
+
+    def forward(self) -> Float[Tensor, "..."]:
+        return _Stored.apply(self.integers, self.scale, self.zero_point, self.axis)
+
+
+class _OnnxLinear(nn.Module):
+    """The weight is stored as the matmul reads it, (inputs, outputs): runtimes fuse DequantizeLinear and MatMul.
+
+    Where the input is on no uniform grid, the weight has an axis more: onnxruntime would fuse the two all the same,
+    into a product that rounds its input to 8 bits in its own way.
+    """
+
+    def __init__(self, layer: QuantLinear, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer):
         super().__init__()
         self.input, self.output, self.bias = layer.input, layer.output, layer.bias
-        self.register_buffer(_VALUES, integers.t().contiguous())
-        self.register_buffer("scale", scale)
+        stored = integers.t().contiguous()
+        stored = stored if isinstance(layer.input, _OnnxPoint) else stored[None]
+        self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        y = self.input(x) @ _Stored.apply(self.integers, self.scale, 1)
+        y = self.input(x) @ self.weight()
+        y = y[0] if y.ndim > x.ndim else y
         return self.output(y if self.bias is None else y + self.bias)
 
 
 class _OnnxConv2d(nn.Module):
-    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], scale: Float[Tensor, "outputs"]):
+    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
         super().__init__()
         self.input, self.output, self.bias = layer.input, layer.output, layer.bias
         self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        self.register_buffer(_VALUES, integers)
-        self.register_buffer("scale", scale)
+        self.weight = _OnnxWeight(integers, quantizer, axis=0)
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
-        weight = _Stored.apply(self.integers, self.scale, 0)
-        return self.output(nn.functional.conv2d(self.input(x), weight, self.bias, *self.geometry))
+        return self.output(nn.functional.conv2d(self.input(x), self.weight(), self.bias, *self.geometry))
 
 
 def _swap_layers(model: nn.Module) -> set[str]:
@@ -162,7 +188,7 @@ def _swap_layers(model: nn.Module) -> set[str]:
     weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
     for name, quantizer in weights.items():
         model.set_submodule(name, _onnx_layer(model.get_submodule(name), quantizer))  # type: ignore[arg-type]
-    return {f"{name}.{_VALUES}" for name, point in weights.items() if point.bits <= NIBBLE_BITS}  # type: ignore[operator]
+    return {f"{name}.weight.{_VALUES}" for name, point in weights.items() if point.bits <= NIBBLE_BITS}  # type: ignore[operator]
 
 
 def _onnx_point(name: str, point: nn.Module) -> nn.Module:
@@ -177,8 +203,10 @@ def _onnx_point(name: str, point: nn.Module) -> nn.Module:
 
 def _onnx_layer(layer: nn.Module, quantizer: AffineQuantizer) -> nn.Module:
     assert isinstance(layer, QuantLinear | QuantConv2d)
-    integers, scale = quantizer.integers(layer.weight), quantizer.scale
-    return (_OnnxConv2d if isinstance(layer, QuantConv2d) else _OnnxLinear)(layer, integers, scale)  # type: ignore
+    integers = quantizer.integers(layer.weight)
+    if isinstance(layer, QuantConv2d):
+        return _OnnxConv2d(layer, integers, quantizer)
+    return _OnnxLinear(layer, integers, quantizer)
 
 
 # Trace to file ----------------------------------------------------------------------------------------------------
