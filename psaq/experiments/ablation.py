@@ -23,6 +23,7 @@ from psaq.quantization.recipes import Recipe, parse_precision
 PARTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "weight scales from the largest": {"weight_scales": "max"},
+    "images not on their own grid": {"pixel_grid": False},
     "uniform softmax levels": {"softmax": "uniform"},
     "one range for GELU": {"gelu": "uniform"},
     "weights to the nearest level": {"rounding": "nearest"},

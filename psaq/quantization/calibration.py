@@ -16,6 +16,7 @@ from psaq.quantization.flat_copies import flat_copies
 from psaq.quantization.folding import equalize_attention, fold_norms
 from psaq.quantization.in_order import calibrate_in_order
 from psaq.quantization.observers import MinMaxObserver
+from psaq.quantization.pixels import read_pixels
 from psaq.quantization.points import all_points, layer_of, points_in_scope, weight_points
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.rotation import rotate_heads, rotate_streams
@@ -63,6 +64,8 @@ def prepared(
     check_one_size(originals)
     run_once(qmodel, originals[0][:1])
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
+    if recipe.pixel_grid:
+        read_pixels(qmodel, batches)
     if recipe.rotate != "none":
         rotate_streams(qmodel)
     if recipe.rotate == "all":

@@ -15,6 +15,7 @@ from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, m
 from psaq.quantization.affine import AffineQuantizer, Quantizer
 from psaq.quantization.convert import converted
 from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.pixels import Pixels, attach_pixels
 from psaq.quantization.points import WEIGHT, all_points, layer_of, live_points
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
@@ -68,6 +69,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
     qmodel = converted(_architecture(header) if model is None else model)
     _check_points(qmodel, header["points"])
     _add_biases(qmodel, tensors)
+    _add_pixels(qmodel, tensors, header)
     for name, description in header["points"].items():
         qmodel.set_submodule(name, _blank(description, tensors, name))
     floats = dict(_unpacked(qmodel, tensors, header["points"]))
@@ -82,6 +84,13 @@ def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantLinear | QuantConv2d) and module.bias is None and f"{name}.bias" in tensors:
             module.bias = nn.Parameter(torch.zeros(len(module.weight)))
+
+
+def _add_pixels(qmodel: nn.Module, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """A patch embedding whose weight took the images' normalisation in has to take it back first."""
+    if "patch_embed.pixels.std" in tensors:
+        config = header["data"]
+        attach_pixels(qmodel.get_submodule("patch_embed"), Pixels(config["mean"], config["std"]))
 
 
 def _architecture(header: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ class Recipe:
     """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
     damping: float = 0.3
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
+    pixel_grid: bool = False
+    """Quantise images on the grid of their own 256 levels; noise and the like, which have none, as before."""
     rotate: Literal["none", "streams", "all"] = "none"
     """Spread large channels over all others by rotations: residual streams, or attention's heads, too."""
     fold: float = 0.0
@@ -86,7 +88,7 @@ class Recipe:
         self._check_switches_and_numbers()
 
     def _check_switches_and_numbers(self) -> None:
-        for field in ("faithful", "centre", "equalize", "bias_compensation"):
+        for field in ("faithful", "pixel_grid", "centre", "equalize", "bias_compensation"):
             if not isinstance(getattr(self, field), bool):
                 raise PsaqError(f"{field} {getattr(self, field)!r}: must be True or False")
         if not _is_number(self.fold) or not 0 <= self.fold <= 1:
@@ -120,6 +122,7 @@ class Recipe:
             "softmax": "log",
             "gelu": "uniform" if scope == "linear" else "split",
             "rounding": "gptq",
+            "pixel_grid": True,
             # In a rotated head all rows of the weight have the error of the largest, which low bits pay for.
             "rotate": "all" if activations <= weights else "streams",
             "equalize": weights > _FEW_BITS,
@@ -148,8 +151,12 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that change with any field: what a stored result was measured with."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that change with any field: what a stored result was measured with.
+
+        A field that stands at its default has no part in it, so that results outlive the fields that come later.
+        """
+        chosen = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+        return hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]
 
     @property
     def in_order(self) -> bool:

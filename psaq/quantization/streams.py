@@ -68,7 +68,7 @@ def _candidates(model: nn.Module) -> list[Callable[[], Stream]]:
 
 def _vit_stream(model: VisionTransformer) -> Stream:
     embed = model.patch_embed
-    _require(type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity))
+    _require(isinstance(embed, PatchEmbed) and isinstance(embed.norm, nn.Identity))
     _require(isinstance(model.norm_pre, nn.Identity))
     _require(embed.proj.groups == 1)  # otherwise an output sees a part of the channels only
     tokens = tuple(token for name in _TOKENS if (token := getattr(model, name, None)) is not None)

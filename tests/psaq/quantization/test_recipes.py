@@ -98,3 +98,9 @@ def test_recipes_go_by_name():
     assert RECIPES["accurate"](4, 8) == Recipe.accurate(4, 8)
     assert str(Recipe.accurate(4, 8)) == "W4A8 (matmul, accurate)"
     assert "1 override)" in str(Recipe(overrides=(("*", 8, 8),)))
+
+
+def test_the_digest_changes_with_any_field_and_not_with_fields_that_stand_at_their_default():
+    assert Recipe.paper().digest == Recipe().digest == Recipe(pixel_grid=False).digest
+    others = (Recipe(4), Recipe(pixel_grid=True), Recipe(fold=0.5), Recipe(overrides=(("*", 8, 8),)))
+    assert len({recipe.digest for recipe in (Recipe(), *others)}) == 5
