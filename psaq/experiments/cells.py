@@ -65,7 +65,8 @@ class CellStore:
             result = Result(
                 Cell(**content["cell"]), Report(**content["report"]), content["fp_top1"], content["weights"]
             )
-            quantiser = content["quantiser"]
+            # A field that came later stood at its default.
+            quantiser = {**as_json(Recipe()), **content["quantiser"]}
         except (KeyError, TypeError) as error:
             raise PsaqError(f"{file}: is damaged ({error}); remove it to measure the cell again") from error
         if result.cell != cell:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from psaq.quantization.affine import Quantizer, asymmetric_per_tensor
 from psaq.quantization.layers import QuantConv2d, QuantLinear
 from psaq.quantization.observers import MinMaxObserver, SamplingObserver
-from psaq.quantization.pixels import RANGE, reads_pixels
+from psaq.quantization.pixels import PIXEL_BITS, RANGE, reads_pixels
 from psaq.quantization.points import layer_of
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.uneven import SplitQuantizer, log_quantizer, split_quantizer
@@ -36,7 +36,7 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     observed = qmodel.get_submodule(name)
     assert isinstance(observed, MinMaxObserver)
     low, high = observed.range(name)
-    if reads_pixels(qmodel, name):
+    if bits == PIXEL_BITS and reads_pixels(qmodel, name):
         black, white = (low.new_tensor(end) for end in RANGE)
         return asymmetric_per_tensor(black, white, bits)
     if not isinstance(observed, SamplingObserver):

@@ -69,7 +69,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
     qmodel = converted(_architecture(header) if model is None else model)
     _check_points(qmodel, header["points"])
     _add_biases(qmodel, tensors)
-    _add_pixels(qmodel, tensors, header)
+    _add_pixels(qmodel, tensors)
     for name, description in header["points"].items():
         qmodel.set_submodule(name, _blank(description, tensors, name))
     floats = dict(_unpacked(qmodel, tensors, header["points"]))
@@ -86,11 +86,13 @@ def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             module.bias = nn.Parameter(torch.zeros(len(module.weight)))
 
 
-def _add_pixels(qmodel: nn.Module, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """A patch embedding whose weight took the images' normalisation in has to take it back first."""
-    if "patch_embed.pixels.std" in tensors:
-        config = header["data"]
-        attach_pixels(qmodel.get_submodule("patch_embed"), Pixels(config["mean"], config["std"]))
+def _add_pixels(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Where the quantised model's patch embedding undoes the images' normalisation, this one gets room for its
+    numbers."""
+    std = tensors.get("patch_embed.pixels.std")
+    if std is not None:
+        blank = (1.0,) * len(std)
+        attach_pixels(qmodel.get_submodule("patch_embed"), Pixels(mean=blank, std=blank))
 
 
 def _architecture(header: Mapping[str, Any]) -> nn.Module:

@@ -66,8 +66,10 @@ def converted(model: nn.Module) -> nn.Module:
     shared between its layers.
 
     Raises:
-        PsaqError: a module is of a type that psaq cannot walk, or there is no attention.
+        PsaqError: it is quantised already, a module is of a type that psaq cannot walk, or there is no attention.
     """
+    if isinstance(model, Quantized):
+        raise PsaqError(f"{type(model).__name__}: is quantised already; pass the model that it was made from")
     model = _untied(copy.deepcopy(model).eval())
     attention_layers(model)
     for name, module in list(model.named_modules()):

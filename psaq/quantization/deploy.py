@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
-from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.layers import QuantConv2d, QuantLinear, is_patchwise
 from psaq.quantization.neighbours import fills_its_windows, normalised_inputs
 from psaq.quantization.points import WEIGHT, Point, live_points
 from psaq_kernels import PerTensor, QuantizedWeight
@@ -109,7 +109,7 @@ def _swap_layers(model: nn.Module, dtype: torch.dtype) -> list[str]:
 
 def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     """The layer in integers, followed by the fake quantisation of its output where there is one."""
-    if not isinstance(layer, QuantLinear | QuantConv2d) or (isinstance(layer, nn.Conv2d) and not _is_patchwise(layer)):
+    if not isinstance(layer, QuantLinear | QuantConv2d) or (isinstance(layer, nn.Conv2d) and not is_patchwise(layer)):
         return None
     weight, input = _integer_weight(layer), _per_tensor(layer.input)
     if weight is None or input is None:
@@ -122,12 +122,6 @@ def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
 
 def _with_output(layer: IntegerLinear, output: nn.Module) -> nn.Module:
     return layer if isinstance(output, Point) else nn.Sequential(OrderedDict({INTEGER: layer, "output": output}))
-
-
-def _is_patchwise(layer: nn.Conv2d) -> bool:
-    """Whether a convolution is a linear layer on patches that do not overlap."""
-    plain = layer.groups == 1 and not any(layer.padding) and set(layer.dilation) == {1}
-    return plain and layer.stride == layer.kernel_size
 
 
 def _integer_weight(layer: QuantLinear | QuantConv2d) -> QuantizedWeight | None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from psaq.quantization.keeps_types import KeepsTypes
+from psaq.quantization.layers import flattened_patches
 from psaq_kernels import PerTensor, QuantizedWeight, layer_norm_quantize, quant_linear
 
 
@@ -82,10 +83,7 @@ class IntegerPatchEmbedding(IntegerLinear):
         self.patch = patch
 
     def forward(self, x: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images outputs rows columns"]:
-        height, width = (size // side * side for size, side in zip(x.shape[-2:], self.patch, strict=True))
-        ph, pw = self.patch
-        patches = rearrange(x[..., :height, :width], "b c (h ph) (w pw) -> b h w (c ph pw)", ph=ph, pw=pw)
-        return rearrange(super().forward(patches), "b h w d -> b d h w")
+        return rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
 
 
 class IntegerLayerNorm(KeepsTypes):

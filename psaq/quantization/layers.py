@@ -7,6 +7,7 @@ later quantisers amplify to the size of their own noise.
 """
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -48,6 +49,21 @@ def add_to_bias(layer: nn.Linear | nn.Conv2d, offset: Float[Tensor, " out"]) -> 
         layer.bias = nn.Parameter(offset.to(layer.weight), layer.weight.requires_grad)
     else:
         layer.bias.data += offset.to(layer.bias)
+
+
+def is_patchwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a linear layer on patches that do not overlap."""
+    plain = layer.groups == 1 and not any(layer.padding) and set(layer.dilation) == {1}
+    return plain and layer.stride == layer.kernel_size
+
+
+def flattened_patches(
+    images: Float[Tensor, "images channels height width"], patch: tuple[int, int]
+) -> Float[Tensor, "images rows columns inputs"]:
+    """What a patchwise convolution with kernels of ``patch`` multiplies its flattened weight with."""
+    height, width = (size // side * side for size, side in zip(images.shape[-2:], patch, strict=True))
+    ph, pw = patch
+    return rearrange(images[..., :height, :width], "b c (h ph) (w pw) -> b h w (c ph pw)", ph=ph, pw=pw)
 
 
 def _are_uniform(input: nn.Module, weight: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.zoo import data_config
 from psaq.quantization.affine import AffineQuantizer
-from psaq.quantization.layers import QuantConv2d, QuantLinear
+from psaq.quantization.layers import QuantConv2d, QuantLinear, flattened_patches, is_patchwise
 from psaq.quantization.points import WEIGHT, Point, all_points
 from psaq.quantization.uneven import LogQuantizer, SplitQuantizer
 from psaq_kernels.packing import NIBBLE_BITS
@@ -37,7 +38,9 @@ def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
     Weights are stored as the integers they are, followed by DequantizeLinear: int4 up to 4 bits, above uint8 with 128
     for zero, since onnxruntime's products with int8 overflow on x86 processors that have no VNNI. Every
     live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
-    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators.
+    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators: only with
+    scope "linear" do all linear layers run in integers, and faster than in float. With scope "all" onnxruntime fuses
+    sums into integer operators that round once more.
 
     Raises:
         PsaqError: not a quantised model, a quantiser that ONNX has no operator for, an onnx package that is missing,
@@ -155,7 +158,9 @@ class _OnnxLinear(nn.Module):
     into a product that rounds its input to 8 bits in its own way.
     """
 
-    def __init__(self, layer: QuantLinear, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer):
+    def __init__(
+        self, layer: QuantLinear | QuantConv2d, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer
+    ):
         super().__init__()
         self.input, self.output, self.bias = layer.input, layer.output, layer.bias
         stored = integers.t().contiguous()
@@ -164,8 +169,18 @@ class _OnnxLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         y = self.input(x) @ self.weight()
-        y = y[0] if y.ndim > x.ndim else y
         return self.output(y if self.bias is None else y + self.bias)
+
+
+class _OnnxPatchEmbedding(_OnnxLinear):
+    """A patchwise convolution as a linear layer: onnxruntime multiplies integers there, and floats in a convolution."""
+
+    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
+        super().__init__(layer, integers.flatten(1), quantizer)
+        self.patch = (layer.kernel_size[0], layer.kernel_size[1])
+
+    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
+        return rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
 
 
 class _OnnxConv2d(nn.Module):
@@ -205,7 +220,8 @@ def _onnx_layer(layer: nn.Module, quantizer: AffineQuantizer) -> nn.Module:
     assert isinstance(layer, QuantLinear | QuantConv2d)
     integers = quantizer.integers(layer.weight)
     if isinstance(layer, QuantConv2d):
-        return _OnnxConv2d(layer, integers, quantizer)
+        kind = _OnnxPatchEmbedding if is_patchwise(layer) else _OnnxConv2d
+        return kind(layer, integers, quantizer)
     return _OnnxLinear(layer, integers, quantizer)
 
 

@@ -1,8 +1,8 @@
 """Images on the grid that they come on: pixels have 256 levels, which 8 bits hold without error.
 
 A normalised image has those levels at another place and distance for each colour, and one range for all three cuts
-across them: in a DeiT-Tiny at W8A8 that was the largest error of all. So the patch embedding takes the normalisation
-back, and its weight takes it in.
+across them: of all points of a DeiT-Tiny at W8A8 this one cost the logits most. So the patch embedding undoes the
+normalisation before it quantises, and its weight is rescaled to match.
 """
 
 import torch
@@ -15,7 +15,10 @@ from psaq.models.zoo import data_config
 from psaq.quantization.keeps_types import KeepsTypes
 from psaq.quantization.layers import QuantConv2d, add_to_bias
 
-_HIGHEST = 255
+PIXEL_BITS = 8
+"""Fewer than these have no level for each of a pixel's: another range may be better for them."""
+
+_HIGHEST = 2**PIXEL_BITS - 1
 _MIDDLE = 128  # stands for zero, so that sums of products stay small
 RANGE = (-_MIDDLE / _HIGHEST, (_HIGHEST - _MIDDLE) / _HIGHEST)
 """Where `Pixels` puts black and white."""
@@ -40,7 +43,7 @@ class Pixels(KeepsTypes):
         return (images * self.std + self.offset).to(images.dtype)
 
     def extra_repr(self) -> str:
-        return "normalisation taken back per channel"
+        return "undoes the normalisation of each channel"
 
 
 class PixelPatchEmbed(PatchEmbed):
@@ -56,20 +59,21 @@ class PixelPatchEmbed(PatchEmbed):
 def read_pixels(model: nn.Module, batches: list[Images]) -> None:
     """Let the model's patch embedding read pixel values; the logits stay.
 
-    Nothing changes where the images reach beyond black and white as the model's own preprocessing has them (noise, or
-    images that were normalised otherwise), or where the convolution pads: a zero is another colour there.
+    Nothing changes where the model does not say what its images are normalised by, where ``batches`` reach beyond
+    black and white by that measure (noise, or another normalisation), or where the convolution pads: a zero is another
+    colour there.
     """
-    embed, config = getattr(model, "patch_embed", None), data_config(model)
-    if not isinstance(embed, PatchEmbed) or not _can_read_pixels(embed, len(config.mean)):
+    embed, pixels = getattr(model, "patch_embed", None), _stated_normalisation(model)
+    if pixels is None or not isinstance(embed, PatchEmbed) or not _can_read(embed, len(pixels.std)):
         return
-    pixels = Pixels(config.mean, config.std).to(batches[0].device)
+    pixels = pixels.to(batches[0].device)
     if all(_within_range(pixels(batch)) for batch in batches):
-        _take_in(embed.proj, pixels)
+        _rescale(embed.proj, pixels)
         attach_pixels(embed, pixels)
 
 
 def attach_pixels(embed: nn.Module, pixels: Pixels) -> None:
-    """Make a patch embedding, whose weight took the normalisation in, one that reads pixel values."""
+    """Put ``pixels`` before the convolution of a patch embedding whose weight is rescaled already."""
     embed.__class__ = PixelPatchEmbed
     embed.add_module("pixels", pixels)
 
@@ -80,7 +84,16 @@ def reads_pixels(model: nn.Module, point: str) -> bool:
     return isinstance(embed, PixelPatchEmbed) and model.get_submodule(point) is embed.proj.get_submodule("input")
 
 
-def _can_read_pixels(embed: PatchEmbed, colours: int) -> bool:
+def _stated_normalisation(model: nn.Module) -> Pixels | None:
+    """By the model's own configuration: where that says nothing, timm would answer with a usual mean and deviation."""
+    stated = getattr(model, "pretrained_cfg", None) or {}
+    if not all(stated.get(name) for name in ("mean", "std")):
+        return None
+    config = data_config(model)
+    return Pixels(config.mean, config.std) if min(config.std) > 0 else None
+
+
+def _can_read(embed: PatchEmbed, colours: int) -> bool:
     conv = embed.proj
     plain = isinstance(conv, QuantConv2d) and conv.groups == 1 and conv.in_channels == colours
     return plain and not any(conv.padding) and not embed.dynamic_img_pad
@@ -91,7 +104,7 @@ def _within_range(pixels: Images) -> bool:
     return bool(pixels.min() >= RANGE[0] - tolerance and pixels.max() <= RANGE[1] + tolerance)
 
 
-def _take_in(conv: QuantConv2d, pixels: Pixels) -> None:
+def _rescale(conv: QuantConv2d, pixels: Pixels) -> None:
     """x = (p − offset) / std, and W x + b = (W / std) p + b − Σ W · offset / std."""
     std, offset = pixels.std.to(conv.weight.device).double(), pixels.offset.to(conv.weight.device).double()
     weight: Float[Tensor, "out 3 height width"] = conv.weight.double() / std

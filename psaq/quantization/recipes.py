@@ -49,7 +49,8 @@ class Recipe:
     damping: float = 0.3
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
     pixel_grid: bool = False
-    """Quantise images on the grid of their own 256 levels; noise and the like, which have none, as before."""
+    """Quantise images at 8 bits from black to white, level by level, not over the range that was observed. It takes a
+    model that says how its images are normalised, and calibration images that keep to that: noise does not."""
     rotate: Literal["none", "streams", "all"] = "none"
     """Spread large channels over all others by rotations: residual streams, or attention's heads, too."""
     fold: float = 0.0
@@ -96,6 +97,8 @@ class Recipe:
         for field in ("error_correction", "damping"):
             if not _is_number(value := getattr(self, field)) or not 0 <= value < math.inf:
                 raise PsaqError(f"{field} {value!r}: must be a finite number, at least 0")
+        for field in ("fold", "error_correction", "damping"):  # 1 and 1.0 are one recipe
+            object.__setattr__(self, field, float(getattr(self, field)))
         for field in ("collages", "flat_copies", "reconstruction_steps", "distillation_steps"):
             if type(value := getattr(self, field)) is not int or value < 0:
                 raise PsaqError(f"{field} {value!r}: must be a whole number, at least 0")
@@ -153,7 +156,8 @@ class Recipe:
     def digest(self) -> str:
         """Eight hexadecimal digits that change with any field: what a stored result was measured with.
 
-        A field that stands at its default has no part in it, so that results outlive the fields that come later.
+        A field that stands at its default has no part in it, so that results outlive the fields that come later. A
+        default must therefore never change: give the recipes another value instead.
         """
         chosen = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
         return hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]

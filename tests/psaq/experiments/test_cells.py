@@ -1,5 +1,6 @@
 """Cells of a table: whole or absent, and never another's."""
 
+import json
 import math
 from functools import partial
 
@@ -46,6 +47,20 @@ def test_a_damaged_cell_is_named(content, tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_text(content)
     with pytest.raises(PsaqError, match=f"{file.name}: is damaged"):
+        store.read(CELL)
+
+
+def test_a_cell_from_before_a_field_was_added_is_read(tmp_path):
+    store = CellStore(tmp_path)
+    store.write(RESULT)
+    (file,) = tmp_path.iterdir()
+    content = json.loads(file.read_text())
+    del content["quantiser"]["pixel_grid"]
+    file.write_text(json.dumps(content))
+    assert store.read(CELL) == RESULT
+    content["quantiser"]["weight_scales"] = "squared_error"
+    file.write_text(json.dumps(content))
+    with pytest.raises(PsaqError, match="weight_scales 'squared_error', not 'max'"):
         store.read(CELL)
 
 

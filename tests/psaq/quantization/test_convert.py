@@ -210,3 +210,8 @@ def test_what_is_shared_gets_a_copy_in_every_place(vit, shared):
     rotate_heads(model)
     fold_norms(model, [x], 1.0, centre=True)
     assert logit_sqnr(model(x), before) > 90
+
+
+def test_a_quantised_model_is_refused_by_name():
+    with pytest.raises(PsaqError, match="QuantVisionTransformer: is quantised already; pass the model"):
+        converted(converted(build("class token")))

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from sqnr import usual_sqnr
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
@@ -11,9 +12,9 @@ from psaq import Recipe, deploy, load, quantize, save
 from psaq.evaluation import logit_sqnr
 from psaq.models.zoo import data_config
 from psaq.quantization.convert import converted
-from psaq.quantization.onnx_graph import export_onnx
 from psaq.quantization.pixels import PixelPatchEmbed, Pixels, read_pixels
 from psaq.quantization.points import live_points
+from psaq.quantization.streams import streams
 
 GRID = Recipe(pixel_grid=True, scope="matmul")
 
@@ -57,7 +58,7 @@ def test_eight_bits_hold_an_image_without_error_and_fewer_do_not(mean):
     images = photographs(model)
     assert input_error(quantize(model, images, GRID), images) < 1e-6
     assert input_error(quantize(model, images, Recipe.paper()), images) > 1e-3
-    assert input_error(quantize(model, images, Recipe(8, 4, pixel_grid=True)), images) > 1e-2
+    assert input_error(quantize(model, images, Recipe(8, 7, pixel_grid=True)), images) > 1e-3
 
 
 def test_the_range_is_that_of_all_images_not_of_those_seen():
@@ -67,52 +68,92 @@ def test_the_range_is_that_of_all_images_not_of_those_seen():
     assert input_error(quantize(model, dark, Recipe.accurate()), images) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("options", "scale"),
-    [({}, 3.0), ({"dynamic_img_pad": True, "dynamic_img_size": True}, 1.0), ({"in_chans": 1}, 1.0)],
-)
+@pytest.mark.parametrize("options", [{"dynamic_img_pad": True, "dynamic_img_size": True}, {"in_chans": 1}], ids=str)
 @torch.no_grad()
-def test_what_is_no_image_or_would_be_padded_is_left_alone(options, scale):
+def test_what_would_be_padded_or_has_other_channels_is_left_alone(options):
     model = converted(vit(**options))
-    images = photographs(model)[:, : model.patch_embed.proj.in_channels] * scale
+    images = photographs(model)[:, : model.patch_embed.proj.in_channels]
     before = model(images)
     read_pixels(model, [images])
     assert type(model.patch_embed) is PatchEmbed
     assert torch.equal(model(images), before)
 
 
-@torch.no_grad()
-def test_a_padding_convolution_is_left_alone():
+@pytest.mark.parametrize("convolution", [{"padding": (1, 1)}, {"groups": 3}], ids=str)
+def test_another_convolution_is_left_alone(convolution):
     model = converted(vit())
-    model.patch_embed.proj.padding = (1, 1)
+    for name, value in convolution.items():
+        setattr(model.patch_embed.proj, name, value)
     read_pixels(model, [photographs(model)])
     assert type(model.patch_embed) is PatchEmbed
 
 
+@pytest.mark.parametrize(("level", "reads"), [(1.02, False), (-0.02, False), (1.003, True), (-0.003, True)])
+def test_one_pixel_beyond_black_or_white_by_more_than_a_level_makes_it_no_photograph(level, reads):
+    model = converted(vit())
+    images = photographs(model)
+    config = data_config(model)
+    images[-1, 1, 5, 5] = (level - config.mean[1]) / config.std[1]
+    read_pixels(model, [images[:-1], images[-1:]])
+    assert isinstance(model.patch_embed, PixelPatchEmbed) == reads
+
+
+@pytest.mark.parametrize("missing", [{"mean": None}, {"std": None}, {"std": (0.0, 0.2, 0.2)}], ids=str)
+def test_a_model_that_does_not_say_how_its_images_are_normalised_is_left_alone(missing):
+    model = vit()
+    images = photographs(model).clamp(0, 1)  # by ImageNet's mean and deviation these would be photographs, too
+    model.pretrained_cfg = {**model.pretrained_cfg, **missing}
+    assert type(quantize(model, images, Recipe.accurate()).patch_embed) is PatchEmbed
+
+
 @torch.no_grad()
-def test_it_deploys_and_comes_back_from_disk_bit_for_bit(tmp_path):
+def test_fewer_bits_keep_the_range_that_was_observed():
+    model = vit()
+    images = photographs(model).clamp(-0.5, 0.5)
+    coarse = quantize(model, images, Recipe(8, 4, pixel_grid=True))
+    limits = coarse.patch_embed.proj.input(torch.tensor([-9.0, 9.0]))
+    seen = coarse.patch_embed.pixels(images)
+    assert abs(limits - torch.stack([seen.min(), seen.max()])).max() < 0.02
+
+
+@pytest.mark.parametrize("variant", ["class token", "swin"])
+def test_streams_are_rotated_all_the_same(variant):
+    model = converted(build(variant))
+    found = len(streams(model))
+    read_pixels(model, [photographs(model)])
+    assert isinstance(model.patch_embed, PixelPatchEmbed)
+    assert len(streams(model)) == found == 1
+
+
+@pytest.mark.parametrize("recipe", [GRID, Recipe.accurate(), Recipe.accurate(4, 8, "linear")], ids=str)
+@torch.no_grad()
+def test_it_deploys_and_comes_back_from_disk_bit_for_bit(recipe, tmp_path):
     model = vit()
     images = photographs(model)
-    qmodel = quantize(model, images, GRID)
+    qmodel = quantize(model, images, recipe)
     assert "patch_embed.proj.input" in live_points(qmodel)
     save(qmodel, tmp_path / "model.safetensors")
     restored = load(tmp_path / "model.safetensors", model=vit())
     assert torch.equal(restored(images), qmodel(images))
     assert torch.equal(deploy(restored, torch.float32)(images), deploy(qmodel, torch.float32)(images))
     assert logit_sqnr(deploy(qmodel, torch.float32)(images), qmodel(images)) > 60
-    assert "normalisation taken back" in repr(deploy(qmodel))
+    assert "undoes the normalisation" in repr(deploy(qmodel))
 
 
+@pytest.mark.parametrize("recipe", [GRID, Recipe.accurate(), Recipe.accurate(4, 8, "linear")], ids=str)
 @torch.no_grad()
-def test_onnx_takes_the_normalisation_back(tmp_path):
+def test_onnx_undoes_the_normalisation(recipe, tmp_path):
+    pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
+    from psaq.quantization.onnx_graph import export_onnx
+
     model = vit()
     images = photographs(model)
-    qmodel = quantize(model, images, GRID)
+    qmodel = quantize(model, images, recipe)
     export_onnx(qmodel, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    assert logit_sqnr(logits, qmodel(images)) > 35
+    assert usual_sqnr(logits, qmodel(images)) > 40
 
 
 def test_half_precision_does_not_move_the_grid():

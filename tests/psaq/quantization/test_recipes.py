@@ -104,3 +104,4 @@ def test_the_digest_changes_with_any_field_and_not_with_fields_that_stand_at_the
     assert Recipe.paper().digest == Recipe().digest == Recipe(pixel_grid=False).digest
     others = (Recipe(4), Recipe(pixel_grid=True), Recipe(fold=0.5), Recipe(overrides=(("*", 8, 8),)))
     assert len({recipe.digest for recipe in (Recipe(), *others)}) == 5
+    assert Recipe(fold=1).digest == Recipe(fold=1.0).digest
