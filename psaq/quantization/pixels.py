@@ -87,7 +87,7 @@ def reads_pixels(model: nn.Module, point: str) -> bool:
 def _stated_normalisation(model: nn.Module) -> Pixels | None:
     """By the model's own configuration: where that says nothing, timm would answer with a usual mean and deviation."""
     stated = getattr(model, "pretrained_cfg", None) or {}
-    if not all(stated.get(name) for name in ("mean", "std")):
+    if not all(isinstance(stated.get(name), tuple | list) for name in ("mean", "std")):
         return None
     config = data_config(model)
     return Pixels(config.mean, config.std) if min(config.std) > 0 else None

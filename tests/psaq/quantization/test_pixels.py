@@ -98,7 +98,7 @@ def test_one_pixel_beyond_black_or_white_by_more_than_a_level_makes_it_no_photog
     assert isinstance(model.patch_embed, PixelPatchEmbed) == reads
 
 
-@pytest.mark.parametrize("missing", [{"mean": None}, {"std": None}, {"std": (0.0, 0.2, 0.2)}], ids=str)
+@pytest.mark.parametrize("missing", [{"mean": None}, {"std": None}, {"mean": 0.5}, {"std": (0.0, 0.2, 0.2)}], ids=str)
 def test_a_model_that_does_not_say_how_its_images_are_normalised_is_left_alone(missing):
     model = vit()
     images = photographs(model).clamp(0, 1)  # by ImageNet's mean and deviation these would be photographs, too
