@@ -51,7 +51,8 @@ def test_every_implementation_is_compared(options, vit):
     exact = {("deployed, float32", "simulation"), ("deployed, bfloat16", "simulation, bfloat16")}
     sqnr = {pair: [row.logit_sqnr for row in rows if (row.implementation, row.reference) == pair] for pair in exact}
     assert sqnr == {pair: [math.inf] * len(agreement.KINDS) for pair in exact}
-    assert all(row.logit_sqnr < math.inf for row in rows if row.implementation == "onnxruntime")
+    # It may compute the very bits, but not of every kind: its norms and GELUs round elsewhere.
+    assert any(row.logit_sqnr < math.inf for row in rows if row.implementation == "onnxruntime")
 
 
 def test_kinds_that_are_there_are_kept(options, monkeypatch):
