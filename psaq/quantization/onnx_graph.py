@@ -38,9 +38,9 @@ def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
     Weights are stored as the integers they are, followed by DequantizeLinear: int4 up to 4 bits, above uint8 with 128
     for zero, since onnxruntime's products with int8 overflow on x86 processors that have no VNNI. Every
     live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
-    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators: only with
-    scope "linear" do all linear layers run in integers, and faster than in float. With scope "all" onnxruntime fuses
-    sums into integer operators that round once more.
+    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators, and
+    onnxruntime multiplies 4-bit weights in float: only 8 bits with scope "linear" have all linear layers in integers.
+    With scope "all" onnxruntime fuses sums into integer operators that round once more.
 
     Raises:
         PsaqError: not a quantised model, a quantiser that ONNX has no operator for, an onnx package that is missing,
