@@ -9,12 +9,12 @@ from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
-from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load, save
-from psaq.quantization.deploy import IntegerModel, deploy
+from psaq.quantization.deployment.deploy import IntegerModel, deploy
+from psaq.quantization.deployment.simulate import simulate
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
-from psaq.quantization.simulate import simulate
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [

@@ -16,9 +16,9 @@ from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
 from psaq.progress import progress_bar
-from psaq.quantization.calibration import quantize
-from psaq.quantization.deploy import deploy
-from psaq.quantization.integer import IntegerLinear
+from psaq.quantization.deployment.deploy import deploy
+from psaq.quantization.deployment.integer import IntegerLinear
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder, device_name, versions
 

@@ -14,9 +14,9 @@ from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for, picture_files
 from psaq.images.preprocessing import check_crop_pct
 from psaq.images.synthetic import FILE_NAME, load_images
-from psaq.quantization.calibration import check_overrides
-from psaq.quantization.convert import converted
-from psaq.quantization.points import Scope
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.points import Scope
+from psaq.quantization.pipeline import check_overrides
 from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into

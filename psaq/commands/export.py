@@ -19,7 +19,7 @@ from psaq.images.batches import gaussian_images
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.progress import progress_bar
 from psaq.quantization.checkpoint import load
-from psaq.quantization.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.runs import device_name
 
 Images = Float[Tensor, "images 3 height width"]

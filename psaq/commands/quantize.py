@@ -7,9 +7,9 @@ from torch import nn
 
 from psaq.commands.calibration import Calibrating
 from psaq.quantization.budget import check_budget, fit_budget, parse_budget
-from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import save
 from psaq.quantization.layer_errors import layer_sqnr
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.reports import write_report
 from psaq.runs import RunFolder

@@ -17,7 +17,7 @@ from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 
 PARTS: dict[str, dict[str, Any]] = {

@@ -20,11 +20,11 @@ from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
 from psaq.progress import progress_bar
-from psaq.quantization.calibration import quantize
-from psaq.quantization.deploy import deploy
-from psaq.quantization.onnx_graph import export_onnx
+from psaq.quantization.deployment.deploy import deploy
+from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.quantization.deployment.simulate import simulate
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
-from psaq.quantization.simulate import simulate
 
 KINDS = (("paper", "linear"), ("paper", "all"), ("accurate", "linear"), ("accurate", "matmul"))
 """Recipe and scope of the models that are compared."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from psaq.evaluation import Report, collect_logits, compare
 from psaq.files import write_csv
 from psaq.images.batches import CalibrationImages
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 STANDARD, GAUSSIAN, PSAQ = "Standard", "Gaussian", "PSAQ"

@@ -26,7 +26,7 @@ from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig

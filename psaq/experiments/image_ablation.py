@@ -30,7 +30,7 @@ from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
 from psaq.models.zoo import data_config, load_model
 from psaq.progress import progress_bar
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import RUN_FILE, RunFolder, device_name
 from psaq.synthesis import SynthesisConfig

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from psaq.quantization.affine import Quantizer
-from psaq.quantization.points import Point, all_points
+from psaq.quantization.model.points import Point, all_points
+from psaq.quantization.quantizers.affine import Quantizer
 
 LAST_PLACE = 1e-7
 """A unit in the last place of float32, as a part of the number: what a sum loses or gains in another order."""

@@ -22,7 +22,7 @@ from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.fingerprint import fingerprint
 from psaq.models.zoo import model_source, named_source
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import load_finished, synthesize_all_into

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images, image_batches
-from psaq.quantization.affine import MAX_BITS
-from psaq.quantization.calibration import calibrate_at_once, prepared
 from psaq.quantization.checkpoint import save
-from psaq.quantization.layers import QuantConv2d, QuantLinear
-from psaq.quantization.points import WEIGHT, all_points, layer_of, weight_points
+from psaq.quantization.model.layers import QuantConv2d, QuantLinear
+from psaq.quantization.model.points import WEIGHT, all_points, layer_of, weight_points
+from psaq.quantization.pipeline import calibrate_at_once, prepared
+from psaq.quantization.quantizers.affine import MAX_BITS
+from psaq.quantization.quantizers.weights import bits_at, weight_quantizer
 from psaq.quantization.recipes import Override, Recipe
 from psaq.quantization.sensitivity import costs_alone, switched_off
-from psaq.quantization.weights import bits_at, weight_quantizer
 from psaq_kernels.packing import NIBBLE_BITS, packed_length
 
 _WIDTHS = (NIBBLE_BITS, MAX_BITS)  # any other takes the room of the next

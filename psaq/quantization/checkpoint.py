@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, save_tensors
 from psaq.models.zoo import DataConfig, ModelSource, build_model, data_config, model_source
-from psaq.quantization.affine import AffineQuantizer, Quantizer
-from psaq.quantization.convert import converted
-from psaq.quantization.layers import QuantConv2d, QuantLinear
-from psaq.quantization.pixels import Pixels, attach_pixels
-from psaq.quantization.points import WEIGHT, all_points, layer_of, live_points
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.layers import QuantConv2d, QuantLinear
+from psaq.quantization.model.points import WEIGHT, all_points, layer_of, live_points
+from psaq.quantization.passes.pixels import Pixels, attach_pixels
+from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
+from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
 from psaq.quantization.recipes import Recipe
-from psaq.quantization.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
 from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"

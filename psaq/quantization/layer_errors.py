@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, image_batches
-from psaq.quantization.affine import AffineQuantizer, Quantizer
-from psaq.quantization.points import WEIGHT, live_points
+from psaq.quantization.model.points import WEIGHT, live_points
+from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 
 
 def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int = 32) -> dict[str, dict[str, float]]:

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from psaq.errors import PsaqError
-from psaq.quantization.affine import check_bits
-from psaq.quantization.points import SCOPES, Scope
+from psaq.quantization.model.points import SCOPES, Scope
+from psaq.quantization.quantizers.affine import check_bits
 
 _FEW_BITS = 4
 """Up to here activations are clipped, and attention stays as it is for weights. Tried on a DeiT-Tiny: clipping costs

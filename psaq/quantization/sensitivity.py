@@ -16,10 +16,10 @@ from psaq.evaluation import Logits, logit_sqnr, most_likely
 from psaq.files import write_text, write_whole
 from psaq.images.batches import CalibrationImages, image_batches
 from psaq.progress import progress_bar
-from psaq.quantization.calibration import calibrate_at_once, prepared
-from psaq.quantization.points import Point, layer_of, live_points, weight_points
+from psaq.quantization.model.points import Point, layer_of, live_points, weight_points
+from psaq.quantization.pipeline import calibrate_at_once, prepared
+from psaq.quantization.quantizers.weights import bits_at
 from psaq.quantization.recipes import Recipe
-from psaq.quantization.weights import bits_at
 from psaq_plots import Style, save_figure, sensitivity_figure
 
 Switches = Mapping[str, nn.Module]

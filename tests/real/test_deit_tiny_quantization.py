@@ -11,8 +11,8 @@ from psaq.evaluation import collect_logits, compare, evaluate
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.zoo import load_model
-from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

@@ -7,7 +7,7 @@ import torch
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
 from psaq.commands.export import Export, check_onnx
-from psaq.quantization.onnx_graph import export_onnx
+from psaq.quantization.deployment.onnx_graph import export_onnx
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

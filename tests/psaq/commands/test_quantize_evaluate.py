@@ -23,9 +23,9 @@ from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
-from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load
-from psaq.quantization.points import live_points
+from psaq.quantization.model.points import live_points
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import sensitivity
 from psaq.synthesis import SynthesisConfig

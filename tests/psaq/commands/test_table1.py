@@ -21,7 +21,7 @@ from psaq.images.batches import gaussian_images
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig
 

@@ -14,7 +14,7 @@ from psaq.experiments.rows import read_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 

@@ -15,7 +15,7 @@ from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 

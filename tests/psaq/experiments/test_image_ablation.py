@@ -25,7 +25,7 @@ from psaq.experiments.rows import read_rows
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
-from psaq.quantization.calibration import quantize
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.folder import synthesize_into

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from psaq.experiments.nudged import float_arithmetic, nudged
-from psaq.quantization.calibration import quantize
-from psaq.quantization.convert import converted
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 

@@ -11,9 +11,9 @@ from variants import VARIANTS, build, images_for
 from psaq import PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
 from psaq.evaluation import logit_sqnr
 from psaq.files import load_tensors
-from psaq.quantization.affine import AffineQuantizer
 from psaq.quantization.checkpoint import KIND
-from psaq.quantization.points import all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.model.points import all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.quantizers.affine import AffineQuantizer
 
 SCOPES = ("all", "matmul", "linear")
 EVERY_PART = {"ranges": "search", "fold": 0.5, "error_correction": 0.5, "distillation_steps": 2}
@@ -194,7 +194,7 @@ def test_half_precision_deploys_log_and_split_points(vit, images, dtype):
 def test_onnxruntime_computes_the_same(name, scope, images, tmp_path: Path, request):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from psaq.quantization.onnx_graph import export_onnx
+    from psaq.quantization.deployment.onnx_graph import export_onnx
 
     model = request.getfixturevalue(name)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
 from psaq.quantization.budget import Choice, check_budget, fit_budget, parse_budget, pick_bits
-from psaq.quantization.points import live_points, weight_points
+from psaq.quantization.model.points import live_points, weight_points
 
 SMALLEST = re.compile(r"it takes ([\d.]+) MB")
 

@@ -13,10 +13,10 @@ from psaq.errors import PsaqError
 from psaq.files import load_tensors, read_safetensors, save_tensors
 from psaq.models.zoo import build_model, data_config, named_source
 from psaq.quantization import checkpoint
-from psaq.quantization.affine import symmetric_per_channel
-from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import KIND, load, save
-from psaq.quantization.points import live_points
+from psaq.quantization.model.points import live_points
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.quantizers.affine import symmetric_per_channel
 from psaq.quantization.recipes import Recipe
 
 NAMED = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}

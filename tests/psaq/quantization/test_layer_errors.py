@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from psaq.errors import PsaqError
-from psaq.quantization.calibration import quantize
 from psaq.quantization.layer_errors import layer_sqnr
-from psaq.quantization.points import Point
+from psaq.quantization.model.points import Point
+from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 

@@ -10,7 +10,7 @@ from variants import VARIANTS, build, images_for
 
 from psaq import PsaqError, Recipe, quantize, sensitivity
 from psaq.evaluation import logit_sqnr
-from psaq.quantization.points import Point, all_points, live_points
+from psaq.quantization.model.points import Point, all_points, live_points
 
 
 @pytest.fixture

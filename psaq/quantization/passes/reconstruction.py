@@ -1,0 +1,30 @@
+"""Training a quantised block for a moment, so that it emits what the block did in full precision.
+
+Block-wise reconstruction (BRECQ: Li et al. 2021), through the quantisers by straight-through gradients. Weights
+move between levels, ranges adapt (LSQ: Esser et al. 2020), biases and LayerNorms make up for what is left.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.quantization.passes.training import trained
+
+_IMAGES = 8  # per step
+
+
+def reconstruct(
+    block: nn.Module, inputs: Float[Tensor, "images ..."], outputs: Float[Tensor, "images ..."], steps: int
+) -> None:
+    """Train ``block``, quantised, to map ``inputs`` to ``outputs`` by the mean squared error; weights end on the grid.
+
+    Args:
+        inputs: what the quantised blocks before it emit.
+        outputs: what the block emits in the full-precision model.
+        steps: of Adam, the rate falling to zero.
+    """
+    draw = torch.Generator().manual_seed(0)
+    with trained(block, steps) as step:
+        for _ in range(steps):
+            chosen = torch.randperm(len(inputs), generator=draw)[:_IMAGES].to(inputs.device)
+            step((block(inputs[chosen]) - outputs[chosen]).square().mean())

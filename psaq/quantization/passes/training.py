@@ -1,0 +1,83 @@
+"""Training what is quantised: which numbers move, how far, and that weights end on their grids."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psaq.quantization.model.layers import QuantConv2d, QuantLinear
+from psaq.quantization.model.points import all_points, weight_points
+from psaq.quantization.quantizers.affine import Quantizer
+
+_WEIGHT_RATE = 0.02  # of a quantisation step
+_FLOAT_RATE = 1.5e-3  # of a bias's or LayerNorm's root mean square
+_RANGE_RATE = 1e-3  # of a step or range
+_WARM_UP = 10  # steps
+_SMALLEST = 1e-3  # of a step or range, as part of what it was
+
+Step = Callable[[Float[Tensor, ""]], None]
+
+
+@contextmanager
+def trained(module: nn.Module, steps: int) -> Iterator[Step]:
+    """Inside the block, what is yielded takes a loss and moves the module's numbers by Adam, ``steps`` times.
+
+    Weights, biases, norms, and the steps and ranges of activations move, at rates that fall as a cosine. Afterwards
+    weights lie on their grids, and what required a gradient before does so again.
+    """
+    wanted: dict[Tensor, bool] = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    ranges = _ranges(module)
+    floors = [_SMALLEST * tensor for tensor in ranges]
+    optimizer = torch.optim.Adam(_groups(module, ranges), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+
+    def step(loss: Float[Tensor, ""]) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for tensor, floor in zip(ranges, floors, strict=True):
+                tensor.clamp_(min=floor)
+
+    try:
+        with torch.enable_grad():
+            yield step
+    finally:
+        for tensor in [*wanted, *ranges]:
+            tensor.grad = None
+            tensor.requires_grad_(wanted.get(tensor, False))
+        _settle(module)
+
+
+def _ranges(module: nn.Module) -> list[Tensor]:
+    """Steps and ranges of activations. Those of weights stay: on its grid a weight has no slope by them."""
+    points = all_points(module)
+    weights = set(weight_points(points))
+    quantizers = [point for name, point in points.items() if name not in weights]
+    return [tensor for point in quantizers if isinstance(point, Quantizer) for tensor in point.trainable()]
+
+
+def _groups(module: nn.Module, ranges: list[Tensor]) -> list[dict[str, object]]:
+    layers = [part for part in module.modules() if isinstance(part, QuantLinear | QuantConv2d)]
+    steps = {layer.weight: float(layer.weight_quantizer.scale.mean()) for layer in layers}
+    rates = {tensor: float(tensor.mean()) * _RANGE_RATE for tensor in ranges}
+    for parameter in module.parameters():
+        size = float(parameter.detach().square().mean().sqrt())
+        rates[parameter] = steps[parameter] * _WEIGHT_RATE if parameter in steps else size * _FLOAT_RATE
+    return [{"params": [tensor.requires_grad_(True)], "lr": rate} for tensor, rate in rates.items()]
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@torch.no_grad()
+def _settle(module: nn.Module) -> None:
+    """Put the weights on their grids."""
+    for part in module.modules():
+        if isinstance(part, QuantLinear | QuantConv2d):
+            part.weight.copy_(part.weight_quantizer(part.weight))

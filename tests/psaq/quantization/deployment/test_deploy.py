@@ -1,0 +1,192 @@
+"""Deployed models: the same bits as the fake-quantised ones, in really few bits of weight."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
+from psaq.evaluation import logit_sqnr
+from psaq.models.features import patch_features
+from psaq.quantization.deployment.deploy import _summarised
+from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
+from psaq.quantization.model.points import live_points
+
+
+def images(count: int = 6, size: int = 32, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["vit", "swin"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("weights", [8, 4, 6])
+@pytest.mark.parametrize("scope", ["linear", "matmul", "all"])
+@torch.no_grad()
+def test_the_deployed_model_computes_the_same_bits(model: nn.Module, weights: int, scope: Any) -> None:
+    qmodel = quantize(model, images(), Recipe.paper(weights=weights, scope=scope))
+    x = images(5, seed=2)
+    assert torch.equal(deploy(qmodel, torch.float32)(x), qmodel(x))
+
+
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+@pytest.mark.parametrize("weights", [8, 4])
+@pytest.mark.parametrize("scope", ["linear", "all"])
+@torch.no_grad()
+def test_bundled_models_agree_on_scenes(name: str, weights: int, scope: Any) -> None:
+    model = load_model(name)
+    scenes = SceneDataset(48, 7, model)
+    x = torch.stack([scenes[index][0] for index in range(len(scenes))])
+    qmodel = quantize(model, x[:16], Recipe.paper(weights=weights, scope=scope))
+    found, expected = deploy(qmodel, torch.float32)(x), qmodel(x)
+    assert (found.argmax(1) == expected.argmax(1)).all()
+    assert logit_sqnr(found, expected) >= 45
+
+
+@pytest.mark.parametrize("activations", [4, 7])
+@torch.no_grad()
+def test_activations_of_fewer_bits_use_the_next_container(model: nn.Module, activations: int) -> None:
+    qmodel = quantize(model, images(), Recipe.paper(weights=8, activations=activations, scope="linear"))
+    assert torch.equal(deploy(qmodel, torch.float32)(images(seed=2)), qmodel(images(seed=2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_costs_little_beside_quantisation(model: nn.Module, dtype: torch.dtype) -> None:
+    qmodel, x = quantize(model, images(), Recipe.paper(scope="linear")), images(32, seed=2)
+    logits = deploy(qmodel, dtype)(x)
+    assert logits.dtype == dtype
+    assert logit_sqnr(logits.float(), model(x)) > logit_sqnr(qmodel(x), model(x)) - 3
+
+
+@torch.no_grad()
+def test_a_saved_and_loaded_model_deploys_to_the_same_bits(model: nn.Module, tmp_path: Path) -> None:
+    qmodel = quantize(model, images(), Recipe.paper(weights=4, scope="linear"))
+    save(qmodel, tmp_path / "model.safetensors")
+    before, after = deploy(qmodel), deploy(load(tmp_path / "model.safetensors", model))
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
+    assert torch.equal(after(images()), before(images()))
+
+
+@pytest.mark.parametrize(("weights", "bits"), [(8, 8), (5, 8), (4, 4), (3, 4)])
+def test_weights_take_their_bits_in_memory(vit: nn.Module, weights: int, bits: int) -> None:
+    fast = deploy(quantize(vit, images(), Recipe.paper(weights=weights, scope="linear")))
+    linears = [module for module in fast.modules() if isinstance(module, IntegerLinear)]
+    elements = sum(p.numel() for name, p in vit.named_parameters() if name.endswith(("proj.weight", "qkv.weight")))
+    elements += sum(p.numel() for name, p in vit.named_parameters() if "fc" in name and name.endswith("weight"))
+    elements += vit.head.weight.numel()
+    assert sum(linear.values.nbytes for linear in linears) == elements * bits // 8
+    assert not any(parameter.ndim == 2 for parameter in fast.parameters()), "a weight is left in float"
+
+
+def test_levels_flow_where_one_layer_feeds_another(model: nn.Module) -> None:
+    fast = deploy(quantize(model, images(), Recipe.paper(scope="linear")))
+    kinds: dict[str, torch.dtype] = {}
+    for name, module in fast.model.named_modules():
+        module.register_forward_hook(lambda _, __, out, name=name: kinds.update({name: out.dtype}))
+    fast(images())
+    emitting = {name for name, kind in kinds.items() if kind == torch.int8}
+    blocks = [name for name in kinds if name.endswith(".mlp")]
+    assert len(blocks) >= 2
+    for block in (name.removesuffix(".mlp") for name in blocks):
+        assert {f"{block}.norm1", f"{block}.norm2", f"{block}.mlp.fc1", f"{block}.mlp.act"} <= emitting
+    assert all(kinds[block] == torch.float32 for block in blocks)
+
+
+def test_every_linear_layer_and_the_patch_embedding_are_integer(model: nn.Module) -> None:
+    fast = deploy(quantize(model, images(), Recipe.paper(scope="linear")))
+    assert isinstance(fast.model.patch_embed.proj, IntegerPatchEmbedding)
+    assert not any(isinstance(module, nn.Linear | nn.Conv2d) for module in fast.modules())
+    assert any(isinstance(module, IntegerLayerNorm) for module in fast.modules())
+
+
+def test_repr_lists_the_points_left_fake_quantised(vit: nn.Module) -> None:
+    linear = deploy(quantize(vit, images(), Recipe.paper(scope="linear")))
+    assert linear.simulated == []
+    assert "fake-quantised: none" in repr(linear)
+    everything = deploy(quantize(vit, images(), Recipe.paper(scope="all")))
+    assert "blocks.*.residual1 (2)" in repr(everything)
+    assert set(everything.simulated) == {
+        name for name in live_points(quantize(vit, images(), Recipe.paper(scope="all")))
+        if not name.endswith((".input", "weight_quantizer"))
+    }  # fmt: skip
+    assert "W8A8 (all) in torch.float32" in repr(everything)
+
+
+def test_points_are_summarised_by_pattern() -> None:
+    points = ["a.0.b", "a.10.b", "head.output", "a.0.fc2"]
+    assert _summarised(points) == ["a.*.b (2)", "head.output", "a.*.fc2"]
+
+
+@torch.no_grad()
+def test_swin_windows_that_need_padding_keep_their_norm_in_float() -> None:
+    from timm.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    padded = SwinTransformer(
+        img_size=20, patch_size=2, window_size=4, embed_dim=24, depths=(2,), num_heads=(2,), num_classes=5
+    ).eval()
+    assert padded.layers[0].blocks[0].input_resolution == (10, 10)
+    qmodel = quantize(padded, images(size=20), Recipe.paper(scope="linear"))
+    fast = deploy(qmodel, torch.float32)
+    block = fast.model.layers[0].blocks[0]
+    assert type(block.norm1) is not IntegerLayerNorm
+    assert type(block.norm2) is IntegerLayerNorm
+    assert torch.equal(fast(images(size=20)), qmodel(images(size=20)))
+
+
+@torch.no_grad()
+def test_an_approximate_gelu_stays_as_it_is(vit: nn.Module) -> None:
+    for block in vit.blocks:
+        block.mlp.act = nn.GELU(approximate="tanh")
+    qmodel = quantize(vit, images(), Recipe.paper(scope="linear"))
+    fast = deploy(qmodel, torch.float32)
+    assert fast.model.blocks[0].mlp.fc1.activation is None
+    assert torch.equal(fast(images()), qmodel(images()))
+
+
+def test_the_fake_quantised_model_is_left_untouched(vit: nn.Module) -> None:
+    qmodel = quantize(vit, images(), Recipe.paper(scope="linear"))
+    before = qmodel(images())
+    deploy(qmodel, torch.bfloat16)
+    assert torch.equal(qmodel(images()), before)
+    assert next(qmodel.parameters()).dtype == torch.float32
+
+
+def test_deployed_models_offer_patch_features(vit: nn.Module) -> None:
+    qmodel = quantize(vit, images(), Recipe.paper(scope="linear"))
+    with torch.no_grad():
+        expected = patch_features(qmodel, images())
+        found = patch_features(deploy(qmodel, torch.float32).model, images())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_compiles_into_one_graph(model: nn.Module) -> None:
+    fast = deploy(quantize(model, images(), Recipe.paper(weights=4, scope="linear")), torch.float32)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), fast(images()))
+
+
+def test_what_cannot_be_deployed_is_refused(vit: nn.Module) -> None:
+    with pytest.raises(PsaqError, match="is not quantised; deploy what"):
+        deploy(vit)
+    qmodel = quantize(vit, images(), Recipe.paper(scope="linear"))
+    with pytest.raises(PsaqError, match="deploy computes in float32, float16 or bfloat16"):
+        deploy(qmodel, torch.float64)
+    with pytest.raises(PsaqError, match="is not quantised"):
+        deploy(deploy(qmodel))
+
+
+def test_casting_leaves_the_numbers_that_integers_are_made_of(vit: nn.Module) -> None:
+    fast = deploy(quantize(vit, images(), Recipe.paper(weights=4, scope="linear")))
+    assert isinstance(fast, IntegerModel)
+    fc1 = fast.half().model.blocks[0].mlp.fc1
+    kinds = {name: buffer.dtype for name, buffer in fc1.named_buffers()}
+    floats = {"scale": torch.float32, "bias": torch.float32}
+    assert kinds == {"values": torch.uint8, "column_sums": torch.int32, **floats}

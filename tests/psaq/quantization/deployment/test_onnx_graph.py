@@ -1,0 +1,122 @@
+"""ONNX: integers in the file, Q/DQ in the graph, and onnxruntime's answer."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqnr import usual_sqnr
+from torch import nn
+
+from psaq import PsaqError, Recipe, quantize
+from psaq.evaluation import logit_sqnr
+from psaq.quantization.deployment.onnx_graph import _OnnxPoint, export_float_onnx, export_onnx
+from psaq.quantization.model.points import live_points
+from psaq.quantization.quantizers.affine import asymmetric_per_tensor
+from psaq.quantization.quantizers.uneven import SplitQuantizer
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def images(count: int = 6, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["vit", "swin"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    small = request.getfixturevalue(request.param)
+    small.pretrained_cfg = {**small.pretrained_cfg, "input_size": (3, 32, 32)}
+    return small
+
+
+def run(path: Path, x: torch.Tensor, as_it_is: bool = False) -> torch.Tensor:
+    options = onnxruntime.SessionOptions()
+    if as_it_is:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def stored(path: Path) -> Counter:
+    """Weights of two and more dimensions by type."""
+    tensors = onnx.load(str(path)).graph.initializer
+    return Counter(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in tensors if len(tensor.dims) > 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [(8, 8), (4, 8)], ids=str)
+@pytest.mark.parametrize("scope", ["linear", "matmul", "all"])
+def test_onnxruntime_computes_the_fake_quantised_model(
+    model: nn.Module, precision: tuple[int, int], scope: Any, tmp_path: Path
+) -> None:
+    qmodel = quantize(model, images(), Recipe.paper(*precision, scope=scope))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    x = images(5, seed=2)  # another number than was traced
+    # Where sums are quantised, too, onnxruntime would fuse operators into ones of integers that round once more.
+    found, expected = run(tmp_path / "q.onnx", x, as_it_is=scope == "all"), qmodel(x)
+    # Any point left out or misplaced costs far more than what rounds otherwise, and so would sums of uint8 and int8
+    # products that overflow 16 bits, as onnxruntime's do on some processors.
+    assert logit_sqnr(found, expected) > logit_sqnr(model(x), expected) + 3
+    assert scope == "all" or usual_sqnr(found, expected) > 40
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [(8, 8), (4, 8), (6, 6)], ids=str)
+def test_uneven_inputs_of_a_product_stay_as_they_are(
+    model: nn.Module, precision: tuple[int, int], tmp_path: Path
+) -> None:
+    qmodel = quantize(model, images(), Recipe.accurate(*precision))
+    assert any(isinstance(point, SplitQuantizer) for point in live_points(qmodel).values())
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    x = images(5, seed=2)
+    # onnxruntime would round them to 8 bits once more, which leaves about 35 dB.
+    assert usual_sqnr(run(tmp_path / "q.onnx", x), qmodel(x)) > 45
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_point_of_few_bits_is_a_clip_and_levels_of_a_byte(bits: int) -> None:
+    quantizer = asymmetric_per_tensor(torch.tensor(-1.3), torch.tensor(2.9), bits)
+    x = torch.linspace(-5, 5, 4001)
+    assert torch.equal(_OnnxPoint(quantizer)(x), quantizer(x))
+
+
+@torch.no_grad()
+def test_without_quantisation_the_graph_is_the_model(model: nn.Module, tmp_path: Path) -> None:
+    qmodel = quantize(model, images(), Recipe.paper(8, 8))
+    export_float_onnx(qmodel, tmp_path / "float.onnx")
+    torch.testing.assert_close(run(tmp_path / "float.onnx", images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "UINT8"), (5, "UINT8"), (4, "INT4"), (2, "INT4")])
+def test_weights_are_stored_as_integers(vit: nn.Module, bits: int, kind: str, tmp_path: Path) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(bits, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    kinds = stored(tmp_path / "q.onnx")
+    weights = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    assert kinds[kind] == weights
+    assert kinds["FLOAT"] <= 2, "the class token and the position embedding"
+
+
+def test_every_point_is_a_pair_of_operators(vit: nn.Module, tmp_path: Path) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(4, 8))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    graph = onnx.load(str(tmp_path / "q.onnx"))
+    operators = Counter(node.op_type for node in graph.graph.node)
+    weights = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    assert operators["QuantizeLinear"] == len(live_points(qmodel)) - weights
+    assert operators["DequantizeLinear"] == len(live_points(qmodel))
+    assert graph.opset_import[0].version == 21
+
+
+def test_what_cannot_be_exported_is_refused(vit: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(PsaqError, match="is not quantised; export what"):
+        export_onnx(vit, tmp_path / "q.onnx")
+    qmodel = quantize(vit, images(), Recipe.paper(8, 8, scope="linear"))
+    qmodel.blocks[0].attn.proj.input = nn.Tanh()  # not the identity, and no quantiser that ONNX has
+    with pytest.raises(PsaqError, match=r"blocks.0.attn.proj.input: ONNX has no operator for a Tanh"):
+        export_onnx(qmodel, tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()

@@ -1,0 +1,129 @@
+"""Walking block by block: the inputs are those of a whole forward pass, and nothing finished runs again."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+from variants import VARIANTS, build, images_for
+
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.walk import Walk, blocks
+
+
+def layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+@torch.no_grad()
+def whole_pass(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What each module is called with in an ordinary forward pass."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        for name in names
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def unfinished_layers(names: list[str], finished: list[str]) -> list[str]:
+    """Layers behind the last finished block."""
+    last = max(index for index, name in enumerate(names) if name.startswith(f"{finished[-1]}."))
+    return names[last + 1 :]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inputs_are_those_of_a_whole_pass(variant):
+    model, images = converted(build(variant)), images_for(variant)
+    batches = list(images.split(2))
+    walk = Walk(model, batches)
+    expected = [whole_pass(model, layers(model), batch) for batch in batches]
+    left, finished = layers(model), []
+    for block in blocks(model):
+        for name in left:
+            for found, wanted in zip(walk.inputs(name), expected, strict=True):
+                assert torch.equal(found, wanted[name]), name
+        walk.finish(block)
+        finished.append(block)
+        left = unfinished_layers(layers(model), finished)
+    for name in left:
+        assert all(torch.equal(x, e[name]) for x, e in zip(walk.inputs(name), expected, strict=True)), name
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_finished_block_does_not_run_again(name, request):
+    model = request.getfixturevalue(name)
+    runs: Counter[str] = Counter()
+    order = blocks(model)
+    for block in order:
+        model.get_submodule(f"{block}.mlp").register_forward_hook(lambda *_, block=block: runs.update([block]))
+    walk = Walk(model, [torch.randn(2, 3, 32, 32)])
+    for block in order:
+        walk.finish(block)
+    list(walk.inputs("head.fc" if name == "swin" else "head"))
+    assert runs == dict.fromkeys(order, 1)
+
+
+def test_nothing_behind_a_module_runs(vit):
+    ran = []
+    for name in ("blocks.0.mlp", "blocks.1", "head"):
+        vit.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    walk = Walk(vit, [torch.randn(1, 3, 32, 32)] * 3)
+    list(walk.inputs("blocks.0.mlp"))
+    assert ran == []
+    walk.pass_through("blocks.0.mlp")
+    assert ran == ["blocks.0.mlp"] * 3
+
+
+def test_what_changes_behind_a_finished_block_is_seen(vit):
+    walk = Walk(vit, [torch.randn(1, 3, 32, 32)])
+    walk.finish("blocks.0")
+    (before,) = walk.inputs("blocks.1.mlp")
+    nn.init.zeros_(vit.blocks[0].mlp.fc1.weight)
+    assert torch.equal(next(walk.inputs("blocks.1.mlp")), before), "a finished block stays as it was"
+    nn.init.ones_(vit.blocks[1].attn.proj.bias)
+    assert not torch.equal(next(walk.inputs("blocks.1.mlp")), before)
+
+
+def assert_untouched(model: nn.Module, output: Tensor, images: Tensor) -> None:
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(images), output)
+
+
+@torch.no_grad()
+def test_the_model_is_left_as_it_was(swin):
+    images = torch.randn(2, 3, 32, 32)
+    output = swin(images)
+    walk = Walk(swin, [images])
+    for block in blocks(swin)[:3]:
+        walk.finish(block)
+    list(walk.inputs("layers.1.blocks.1.mlp.fc2"))
+    assert_untouched(swin, output, images)
+
+
+@torch.no_grad()
+def test_the_model_is_left_as_it_was_after_an_error(vit):
+    images = torch.randn(2, 3, 32, 32)
+    output = vit(images)
+    walk = Walk(vit, [images])
+    walk.finish("blocks.0")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = vit.blocks[1].attn.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(walk.inputs("head"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        walk.finish("blocks.1")
+    handle.remove()
+    assert_untouched(vit, output, images)
+
+
+def test_blocks_come_in_their_order(vit, swin):
+    assert blocks(vit) == ["blocks.0", "blocks.1"]
+    assert blocks(swin) == [f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)]

@@ -1,0 +1,93 @@
+"""Distillation: the answers come closer, weights end on their grids, everything repeats and is left as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from variants import build, images_for
+
+import psaq
+from psaq.demo import real_images
+from psaq.quantization import training
+from psaq.quantization.model.layers import QuantLinear
+from psaq.quantization.passes.distillation import answer_error, answer_loss, distil
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.recipes import Recipe
+
+RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
+
+
+@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+def test_answers_come_closer_or_the_model_stays_as_it_was(name):
+    model = psaq.load_model(name)
+    images = real_images(model, 16)
+    qmodel = quantize(model, images, RECIPE)
+    before, state = answer_error(qmodel, model, images), copy.deepcopy(qmodel.state_dict())
+    distil(qmodel, model, images, steps=30)
+    kept = all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
+    assert kept or answer_error(qmodel, model, images) < before
+
+
+def test_a_model_that_was_disturbed_finds_back():
+    model = psaq.load_model("micro_swin")
+    images, others = real_images(model, 32).split(16)
+    qmodel = quantize(model, images, RECIPE)
+    with torch.no_grad():
+        for name, parameter in qmodel.named_parameters():
+            if name.endswith("norm1.bias"):
+                parameter += 0.5
+    before = answer_error(qmodel, model, images), answer_error(qmodel, model, others)
+    distil(qmodel, model, images, steps=60)
+    assert answer_error(qmodel, model, images) < 0.7 * before[0]
+    assert answer_error(qmodel, model, others) < 0.9 * before[1], "also on images that it was not trained on"
+
+
+def test_training_that_does_harm_is_undone(vit, monkeypatch):
+    images = torch.randn(4, 3, 32, 32)
+    qmodel = quantize(vit, images, RECIPE)
+    state = copy.deepcopy(qmodel.state_dict())
+    monkeypatch.setattr(training, "_FLOAT_RATE", 10.0)
+    distil(qmodel, vit, images, steps=3)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["distilled", "registers", "gated MLP"])
+def test_any_model_that_psaq_walks_can_be_distilled(variant):
+    model, images = build(variant), images_for(variant)
+    recipe = Recipe.accurate(3, 4, distillation_steps=2)
+    assert quantize(model, images, recipe)(images).isfinite().all()
+
+
+def test_the_loss_is_the_divergence_and_the_relative_error():
+    logits, wanted = torch.randn(2, 5, 7, dtype=torch.float64).unbind()
+    p, q = wanted.softmax(1), logits.softmax(1)
+    divergence = (p * (p / q).log()).sum(1).mean()
+    expected = divergence + F.mse_loss(logits, wanted) / wanted.var()
+    assert answer_loss(logits, wanted).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert answer_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_weights_end_on_their_grids_and_nothing_requires_a_gradient(vit):
+    vit.requires_grad_(False)
+    images = torch.randn(4, 3, 32, 32)
+    qmodel = quantize(vit, images, RECIPE)
+    distil(qmodel, vit, images, steps=4)
+    for layer in (module for module in qmodel.modules() if isinstance(module, QuantLinear)):
+        torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
+    assert not any(tensor.requires_grad for tensor in [*qmodel.parameters(), *qmodel.buffers()])
+    assert not any(module._forward_hooks for model in (vit, qmodel) for module in model.modules())
+
+
+def test_the_reference_is_left_as_it_was(vit):
+    before = copy.deepcopy(vit.state_dict())
+    quantize(vit, torch.randn(4, 3, 32, 32), Recipe.accurate(3, 4, distillation_steps=3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    assert all(parameter.grad is None for parameter in vit.parameters())
+
+
+def test_it_repeats_bit_by_bit(vit):
+    images = torch.randn(4, 3, 32, 32)
+    recipe = Recipe.accurate(3, 4, distillation_steps=3)
+    first, second = (quantize(vit, images, recipe).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

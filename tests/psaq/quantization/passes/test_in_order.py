@@ -1,0 +1,164 @@
+"""Calibration in order: which point comes when, what each sees, and what the bias makes up for."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from variants import VARIANTS, build, images_for
+
+from psaq.quantization import in_order
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.points import all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.model.walk import Walk
+from psaq.quantization.passes.in_order import execution_order
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.quantizers.affine import symmetric_per_channel
+from psaq.quantization.recipes import Recipe
+
+BARE = {
+    "centre": False,
+    "rotate": "none",
+    "collages": 0,
+    "flat_copies": 0,
+    "equalize": False,
+    "fold": 0.0,
+    "ranges": "full",
+}
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_points_come_as_a_forward_pass_reaches_them(vit, images):
+    model = converted(vit)
+    names = points_in_scope(all_points(model), "matmul") + weight_points(all_points(model))
+    order = execution_order(model, names, images[:1])
+    assert order[:2] == ["patch_embed.proj.input", "patch_embed.proj.weight_quantizer"]
+    assert [name.removeprefix("blocks.1.") for name in order if name.startswith("blocks.1.")] == [
+        "attn.qkv.input",
+        "attn.qkv.weight_quantizer",
+        "attn.query",
+        "attn.key",
+        "attn.probabilities",
+        "attn.value",
+        "attn.proj.input",
+        "attn.proj.weight_quantizer",
+        "mlp.fc1.input",
+        "mlp.fc1.weight_quantizer",
+        "mlp.fc2.input",
+        "mlp.fc2.weight_quantizer",
+    ]
+    assert order[-2:] == ["head.input", "head.weight_quantizer"]
+    assert live_points(model) == {}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("scope", ["all", "matmul", "linear"])
+def test_every_point_is_reached_once(variant, scope):
+    model = converted(build(variant))
+    names = points_in_scope(all_points(model), scope) + weight_points(all_points(model))
+    order = execution_order(model, names, images_for(variant)[:1])
+    assert sorted(order) == sorted(names)
+
+
+def outputs_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    seen = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    return seen[0]
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    return [name.removesuffix(".weight_quantizer") for name in weight_points(all_points(model))]
+
+
+def mean_error(qmodel: nn.Module, model: nn.Module, name: str, images: Tensor) -> float:
+    """How far the mean output of a layer is off, in standard deviations of its channels."""
+    found, wanted = (outputs_of(m, name, images) for m in (qmodel, model))
+    channel = 1 if found.ndim == 4 and "patch_embed" in name else -1
+    found, wanted = (y.movedim(channel, -1).flatten(0, -2).double() for y in (found, wanted))
+    return ((found.mean(0) - wanted.mean(0)).abs() / wanted.std(0)).max().item()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_compensated_biases_keep_each_layers_mean(name, images, request):
+    model = request.getfixturevalue(name)
+    qmodel = quantize(model, images, Recipe.accurate(4, 4, **BARE))
+    without = quantize(model, images, Recipe.accurate(4, 4, bias_compensation=False, **BARE))
+    for layer in layer_names(qmodel):
+        assert mean_error(qmodel, model, layer, images) < 1e-3, layer
+    assert max(mean_error(without, model, layer, images) for layer in layer_names(qmodel)) > 0.05
+
+
+def test_a_layer_without_bias_gets_one(swin, images):
+    assert swin.layers[1].downsample.reduction.bias is None
+    qmodel = quantize(swin, images, Recipe.accurate(4, 4))
+    assert qmodel.layers[1].downsample.reduction.bias.abs().max() > 0
+    assert swin.layers[1].downsample.reduction.bias is None
+
+
+def test_weights_are_chosen_for_quantised_inputs(vit, images, monkeypatch):
+    """The statistics of a layer are those of what the finished model calls it with."""
+    seen: dict[str, Tensor] = {}
+    original = in_order._input_statistics
+
+    def spy(quantised: Walk, reference: Walk, name: str, recipe: Recipe):
+        statistics = original(quantised, reference, name, recipe)
+        seen[name] = statistics.mean
+        return statistics
+
+    monkeypatch.setattr(in_order, "_input_statistics", spy)
+    qmodel = quantize(vit, images, Recipe.accurate(3, 4, **BARE))
+    assert len(seen) == 2 + 4 * 2
+    for name in seen.keys() - {"patch_embed.proj"}:
+        layer = qmodel.get_submodule(name)
+        calls: list[Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda _, x, calls=calls: calls.append(x[0]))
+        with torch.no_grad():
+            qmodel(images)
+        handle.remove()
+        expected = layer.input(calls[0]).flatten(0, -2).double().mean(0)
+        torch.testing.assert_close(seen[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_grouped_convolution_is_rounded_to_nearest(vit, images):
+    grouped = nn.Conv2d(3, 48, 8, 8, groups=3)
+    vit.patch_embed.proj = grouped
+    qmodel = quantize(vit, images, Recipe.accurate(4, 4, ends=None, weight_scales="max"))
+    proj = qmodel.patch_embed.proj
+    assert torch.equal(proj.weight_quantizer.scale, symmetric_per_channel(grouped.weight, 4).scale)
+    assert torch.equal(proj.weight, grouped.weight)
+
+
+def test_gptq_lowers_the_error_of_each_layers_output(vit, images):
+    """Judged on the first block's qkv, whose input both recipes quantise alike."""
+    errors = {}
+    for rounding in ("nearest", "gptq"):
+        recipe = Recipe.accurate(3, 8, rounding=rounding, bias_compensation=True, weight_scales="max", **BARE)
+        qmodel = quantize(vit, images, recipe)
+        name = "blocks.0.attn.qkv"
+        errors[rounding] = (outputs_of(qmodel, name, images) - outputs_of(vit, name, images)).square().mean()
+    assert errors["gptq"] < 0.9 * errors["nearest"]
+
+
+def test_the_reference_is_the_full_precision_model(vit, images):
+    """Error correction pulls a layer's output towards what it was, not towards what it became."""
+    name = "blocks.1.mlp.fc2"
+    errors = []
+    for strength in (0.0, 10.0):
+        recipe = Recipe.accurate(8, 3, "linear", error_correction=strength, **BARE)
+        qmodel = quantize(vit, images, recipe)
+        errors.append((outputs_of(qmodel, name, images) - outputs_of(vit, name, images)).square().mean())
+    assert errors[1] < errors[0]
+
+
+def test_the_model_given_is_left_alone(vit, images):
+    before = copy.deepcopy(vit.state_dict())
+    quantize(vit, images, Recipe.accurate(3, 4, fold=1.0, error_correction=1.0, distillation_steps=2))
+    assert vit.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())

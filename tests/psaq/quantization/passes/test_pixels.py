@@ -1,0 +1,162 @@
+"""Images on the grid of their own levels: the logits stay, and 8 bits lose nothing of the image."""
+
+import pytest
+import timm
+import torch
+from sqnr import usual_sqnr
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+from variants import VARIANTS, build, images_for
+
+from psaq import Recipe, deploy, load, quantize, save
+from psaq.evaluation import logit_sqnr
+from psaq.models.zoo import data_config
+from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.points import live_points
+from psaq.quantization.model.streams import streams
+from psaq.quantization.passes.pixels import PixelPatchEmbed, Pixels, read_pixels
+
+GRID = Recipe(pixel_grid=True, scope="matmul")
+
+
+def photographs(model: nn.Module, size: int = 32, count: int = 4) -> Tensor:
+    """Images of 8 bits a colour, black and white among them, normalised as the model wants it."""
+    levels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(2))
+    levels[0, :, 0], levels[0, :, 1] = 0, 255
+    config = data_config(model)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (config.mean, config.std))
+    return (levels / 255 - mean) / std
+
+
+def vit(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+    return timm.create_model("vit_tiny_patch16_224", pretrained=False, **{**size, **options}).eval()
+
+
+def input_error(qmodel: nn.Module, images: Tensor) -> float:
+    embed = qmodel.patch_embed
+    pixels = embed.pixels(images) if isinstance(embed, PixelPatchEmbed) else images
+    return (embed.proj.input(pixels) - pixels).abs().max().item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_the_logits_stay(variant):
+    model = converted(build(variant))
+    images = photographs(model, images_for(variant).shape[-1])
+    before = model(images)
+    read_pixels(model, [images[:1], images[1:]])
+    assert isinstance(model.patch_embed, PixelPatchEmbed)
+    assert logit_sqnr(model(images), before) > 90
+
+
+@pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.5, 0.5, 0.5)])
+def test_eight_bits_hold_an_image_without_error_and_fewer_do_not(mean):
+    model = vit()
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": mean, "std": (0.229, 0.224, 0.225)}
+    images = photographs(model)
+    assert input_error(quantize(model, images, GRID), images) < 1e-6
+    assert input_error(quantize(model, images, Recipe.paper()), images) > 1e-3
+    assert input_error(quantize(model, images, Recipe(8, 7, pixel_grid=True)), images) > 1e-3
+
+
+def test_the_range_is_that_of_all_images_not_of_those_seen():
+    model = vit()
+    images = photographs(model)
+    dark = images.clamp(max=0)
+    assert input_error(quantize(model, dark, Recipe.accurate()), images) < 1e-6
+
+
+@pytest.mark.parametrize("options", [{"dynamic_img_pad": True, "dynamic_img_size": True}, {"in_chans": 1}], ids=str)
+@torch.no_grad()
+def test_what_would_be_padded_or_has_other_channels_is_left_alone(options):
+    model = converted(vit(**options))
+    images = photographs(model)[:, : model.patch_embed.proj.in_channels]
+    before = model(images)
+    read_pixels(model, [images])
+    assert type(model.patch_embed) is PatchEmbed
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("convolution", [{"padding": (1, 1)}, {"groups": 3}], ids=str)
+def test_another_convolution_is_left_alone(convolution):
+    model = converted(vit())
+    for name, value in convolution.items():
+        setattr(model.patch_embed.proj, name, value)
+    read_pixels(model, [photographs(model)])
+    assert type(model.patch_embed) is PatchEmbed
+
+
+@pytest.mark.parametrize(("level", "reads"), [(1.02, False), (-0.02, False), (1.003, True), (-0.003, True)])
+def test_one_pixel_beyond_black_or_white_by_more_than_a_level_makes_it_no_photograph(level, reads):
+    model = converted(vit())
+    images = photographs(model)
+    config = data_config(model)
+    images[-1, 1, 5, 5] = (level - config.mean[1]) / config.std[1]
+    read_pixels(model, [images[:-1], images[-1:]])
+    assert isinstance(model.patch_embed, PixelPatchEmbed) == reads
+
+
+@pytest.mark.parametrize("missing", [{"mean": None}, {"std": None}, {"mean": 0.5}, {"std": (0.0, 0.2, 0.2)}], ids=str)
+def test_a_model_that_does_not_say_how_its_images_are_normalised_is_left_alone(missing):
+    model = vit()
+    images = photographs(model).clamp(0, 1)  # by ImageNet's mean and deviation these would be photographs, too
+    model.pretrained_cfg = {**model.pretrained_cfg, **missing}
+    assert type(quantize(model, images, Recipe.accurate()).patch_embed) is PatchEmbed
+
+
+@torch.no_grad()
+def test_fewer_bits_keep_the_range_that_was_observed():
+    model = vit()
+    images = photographs(model).clamp(-0.5, 0.5)
+    coarse = quantize(model, images, Recipe(8, 4, pixel_grid=True))
+    limits = coarse.patch_embed.proj.input(torch.tensor([-9.0, 9.0]))
+    seen = coarse.patch_embed.pixels(images)
+    assert abs(limits - torch.stack([seen.min(), seen.max()])).max() < 0.02
+
+
+@pytest.mark.parametrize("variant", ["class token", "swin"])
+def test_streams_are_rotated_all_the_same(variant):
+    model = converted(build(variant))
+    found = len(streams(model))
+    read_pixels(model, [photographs(model)])
+    assert isinstance(model.patch_embed, PixelPatchEmbed)
+    assert len(streams(model)) == found == 1
+
+
+@pytest.mark.parametrize("recipe", [GRID, Recipe.accurate(), Recipe.accurate(4, 8, "linear")], ids=str)
+@torch.no_grad()
+def test_it_deploys_and_comes_back_from_disk_bit_for_bit(recipe, tmp_path):
+    model = vit()
+    images = photographs(model)
+    qmodel = quantize(model, images, recipe)
+    assert "patch_embed.proj.input" in live_points(qmodel)
+    save(qmodel, tmp_path / "model.safetensors")
+    restored = load(tmp_path / "model.safetensors", model=vit())
+    assert torch.equal(restored(images), qmodel(images))
+    assert torch.equal(deploy(restored, torch.float32)(images), deploy(qmodel, torch.float32)(images))
+    assert logit_sqnr(deploy(qmodel, torch.float32)(images), qmodel(images)) > 60
+    assert "undoes the normalisation" in repr(deploy(qmodel))
+
+
+@pytest.mark.parametrize("recipe", [GRID, Recipe.accurate(), Recipe.accurate(4, 8, "linear")], ids=str)
+@torch.no_grad()
+def test_onnx_undoes_the_normalisation(recipe, tmp_path):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from psaq.quantization.deployment.onnx_graph import export_onnx
+
+    model = vit()
+    images = photographs(model)
+    qmodel = quantize(model, images, recipe)
+    export_onnx(qmodel, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    assert usual_sqnr(logits, qmodel(images)) > 40
+
+
+def test_half_precision_does_not_move_the_grid():
+    pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).bfloat16()
+    assert pixels.std.dtype == torch.float32
+    assert pixels(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
