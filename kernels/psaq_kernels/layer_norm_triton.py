@@ -62,5 +62,6 @@ def layer_norm_quantize(
                 *launch_levels(output),
                 BLOCK=block,
                 num_warps=row_warps(block),
+                enable_fp_fusion=True,
             )
     return levels
