@@ -11,6 +11,7 @@ from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
 from psaq.quantization.calibration import quantize
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.cuda_graph import CapturedModel, capture
 from psaq.quantization.deploy import IntegerModel, deploy
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
@@ -18,6 +19,7 @@ from psaq.quantization.simulate import simulate
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
+    "CapturedModel",
     "DensityCurves",
     "IntegerModel",
     "LayerSensitivity",
@@ -28,6 +30,7 @@ __all__ = [
     "Sensitivity",
     "SynthesisConfig",
     "SyntheticImages",
+    "capture",
     "deploy",
     "evaluate",
     "gaussian_images",
