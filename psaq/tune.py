@@ -16,6 +16,7 @@ from psaq.models.zoo import TABLE1_MODELS, build_model, data_config, named_sourc
 from psaq.progress import progress_bar
 from psaq_kernels import tuner, tuning
 from psaq_kernels.aot import Finding, check_candidate, distinct_candidates, target_limits
+from psaq_kernels.backends import interpreting
 from psaq_kernels.compiling import COMPILE_SECONDS, Compilers
 from psaq_kernels.devices import TARGETS, device_limits
 from psaq_kernels.tunable import MachineRates, Problem, Tunable, Workload, tunables
@@ -116,6 +117,9 @@ def _linear_shape(layer: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int
 
 
 def _gpu() -> torch.device:
+    """The GPU; the CPU where Triton's interpreter stands in for one, which is good for a rehearsal."""
+    if interpreting(torch.device("cpu")) and not torch.cuda.is_available():
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         raise PsaqError("there is no GPU here to tune on; --target compiles for one that is elsewhere")
     return torch.device("cuda", torch.cuda.current_device())

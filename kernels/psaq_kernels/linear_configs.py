@@ -76,13 +76,19 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
     """Whether a block has the shared memory, the threads and (by what compiling has shown) the registers for it."""
     threads = config.num_warps * limits.warp_size
     block_m, block_n, block_k = _block(config)
+    converted = 32 if _is_blackwell(limits) else 64  # values of x per thread, where it is quantised on the way
     return (
         shared_bytes(config, problem) <= limits.shared_bytes
         and config.num_warps <= limits.max_warps
         and block_m * block_n <= threads * _accumulators(config, problem, limits)
-        and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * 64)
+        and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * converted)
         and not (limits.capability != _HOPPER and _is_crowded(config, problem))
     )
+
+
+def _is_blackwell(limits: DeviceLimits) -> bool:
+    """Whose compiler, in some versions, spills where others do not."""
+    return not limits.is_amd and limits.capability.startswith("sm_1")
 
 
 def _is_crowded(config: Config, problem: Problem) -> bool:
@@ -97,6 +103,8 @@ def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int
     so do masks and rows that are not aligned to 16 bytes; beside all of these, the offsets of split sums."""
     if int(config.constants["SPLIT_K"]) > 1 and limits.capability != _HOPPER:
         return 16
+    if _is_blackwell(limits) and _x_bytes(config, problem) > 1:
+        return 32
     aligned = weight_length(problem) % 16 == 0 and int(problem["outputs"]) % 16 == 0
     easy = limits.capability == _HOPPER and aligned and is_whole(problem, config) and _block(config)[2] >= 64
     return 128 if easy else 64
