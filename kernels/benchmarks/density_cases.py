@@ -47,7 +47,7 @@ def _time(loss: benchmark.Loss, layers: Callable[[], list[torch.Tensor]], backwa
 
 
 def _model_alone(settings: Settings) -> Row:
-    name = "deit_tiny_patch16_224" if settings.rehearse else "deit_base_patch16_224"
-    model = benchmark._timm_model(name, None, settings.device, torch.bfloat16)
-    pixels = torch.randn(settings.images, 3, 224, 224, device=settings.device, dtype=torch.bfloat16, requires_grad=True)
+    name, dtype = ("deit_tiny", torch.float32) if settings.rehearse else ("deit_base", torch.bfloat16)
+    model = benchmark._timm_model(f"{name}_patch16_224", None, settings.device, dtype)
+    pixels = torch.randn(settings.images, 3, 224, 224, device=settings.device, dtype=dtype, requires_grad=True)
     return dict(times(lambda: torch.autograd.grad(model(pixels).logsumexp(1).sum(), pixels), settings.device))

@@ -48,7 +48,7 @@ def stages(work: Work, rehearse: bool) -> list[Stage]:
         cases("density", 40, "density_cases:cases", **default),
         cases("inference", 90, f"{speed}:inference_cases", **default),
         cases("synthesis", 50, f"{speed}:synthesis_cases", **default),
-        code("tests", 60, _tests(1 if rehearse else TEST_PROCESSES)),
+        code("tests", 60, _tests(rehearse)),
         code("tune", 90, _tune(rehearse)),
         cases("linear-tuned", 25, "linear_cases:cases", **tuned),
         cases("density-tuned", 10, "density_cases:cases", **tuned),
@@ -59,10 +59,11 @@ def stages(work: Work, rehearse: bool) -> list[Stage]:
     ]
 
 
-def _tests(processes: int) -> list[str]:
+def _tests(rehearse: bool) -> list[str]:
     """Another torch or Triton may warn of what is no error, and so does pytest where pytest-timeout is absent."""
+    where, processes = ("tests/gpu/test_density.py", 1) if rehearse else ("tests/gpu", TEST_PROCESSES)
     side_by_side = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
-    return [sys.executable, "-m", "pytest", "tests/gpu", "-W", "default", "-p", "pytest_findings", *side_by_side]
+    return [sys.executable, "-m", "pytest", where, "-W", "default", "-p", "pytest_findings", *side_by_side]
 
 
 def _tune(rehearse: bool) -> list[str]:

@@ -82,7 +82,7 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
         and config.num_warps <= limits.max_warps
         and block_m * block_n <= threads * _accumulators(config, problem, limits)
         and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * converted)
-        and not (limits.capability != _HOPPER and _is_crowded(config, problem))
+        and not (limits.capability != _HOPPER and _is_crowded(config, problem, limits))
     )
 
 
@@ -91,18 +91,19 @@ def _is_blackwell(limits: DeviceLimits) -> bool:
     return not limits.is_amd and limits.capability.startswith("sm_1")
 
 
-def _is_crowded(config: Config, problem: Problem) -> bool:
-    """Whether tensor cores that read registers leave too few for unpacking weights in long steps, or for unpacking or
-    quantising beside split sums: by which compiler, one value or another spills."""
+def _is_crowded(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
+    """Whether tensor cores that read registers leave too few for unpacking weights in long steps, or for unpacking or,
+    by some compilers, quantising beside split sums."""
     is_split, unpacks = int(config.constants["SPLIT_K"]) > 1, bool(problem["packed"])
-    return (unpacks and (is_split or _block(config)[2] > 64)) or (is_split and _x_bytes(config, problem) > 1)
+    quantises = _is_blackwell(limits) and _x_bytes(config, problem) > 1
+    return (unpacks and _block(config)[2] > 64) or (is_split and (unpacks or quantises))
 
 
 def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int:
     """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them, and
     so do masks and rows that are not aligned to 16 bytes; beside all of these, the offsets of split sums."""
     if int(config.constants["SPLIT_K"]) > 1 and limits.capability != _HOPPER:
-        return 16
+        return 16 if _is_blackwell(limits) else 32
     if _is_blackwell(limits) and _x_bytes(config, problem) > 1:
         return 32
     aligned = weight_length(problem) % 16 == 0 and int(problem["outputs"]) % 16 == 0

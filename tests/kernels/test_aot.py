@@ -11,6 +11,8 @@ import pytest
 from psaq_kernels.devices import TARGETS
 
 pytest.importorskip("triton")
+from psaq_kernels.aot import Resources
+
 ROOT = Path(__file__).parents[2]
 OLDEST_TRITON = ROOT / ".triton36"
 
@@ -163,6 +165,21 @@ def test_a_spill_and_a_broken_kernel_are_found(environment, tmp_path):
     assert more_spilled > 0
     assert not more_good
     assert "power of 2" in refused
+
+
+@pytest.mark.parametrize(
+    ("used", "target", "fits"),
+    [
+        (Resources(255, 0, 1024), "sm_90", True),
+        (Resources(96, 16, 1024), "sm_100", True),  # for more blocks at a time: there were registers left
+        (Resources(255, 8, 1024), "sm_100", False),
+        (Resources(128, 20, 1024), "sm_100", False),
+        (Resources(96, 16, 1024), "gfx942", False),
+        (Resources(96, 0, 100 * 1024), "sm_120", False),
+    ],
+)
+def test_a_kernel_fits_unless_it_lacks_registers_or_shared_memory(used, target, fits):
+    assert used.fits(TARGETS[target]) is fits
 
 
 def test_unknown_target_is_refused_by_name():

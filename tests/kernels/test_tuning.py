@@ -260,10 +260,7 @@ def test_what_the_model_gives_no_chance_is_left_out_but_for_the_default(monkeypa
     assert [config.constants["BLOCK"] for config in JOB.configs] == [16, 8, 32]
 
 
-def test_rates_come_from_the_clock(monkeypatch):
-    monkeypatch.setattr(tuner, "MATMUL_SIZE", 64)
-    monkeypatch.setattr(tuner, "COPY_BYTES", 1 << 10)
-
+def test_rates_come_from_the_clock():
     def clock(launch, milliseconds):
         launch()
         return 2.0
@@ -324,7 +321,7 @@ class InThisProcess:
 @pytest.mark.parametrize("kernel", registered_kernels(), ids=lambda kernel: kernel.name)
 def test_every_kernel_can_be_tuned(kernel, monkeypatch):
     """From a model's shapes to a table's entry that the next launch finds, with the interpreter for a GPU."""
-    for number in ("density_tunables.EXAMPLE_BANDWIDTH", "density_tunables.EXAMPLE_POINTS", "tuner.MATMUL_SIZE"):
+    for number in ("density_tunables.EXAMPLE_BANDWIDTH", "density_tunables.EXAMPLE_POINTS"):
         monkeypatch.setattr(f"psaq_kernels.{number}", 16)
     tiny = Workload("tiny", features=((1, 1, 4, 16),), linears=((3, 32, 32),))
     calls = []

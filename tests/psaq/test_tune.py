@@ -30,6 +30,7 @@ def test_workload_of_a_swin():
 
 
 def test_no_gpu_is_said(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PsaqError, match="--target"):
         Tune(model=("micro_vit",)).run()
