@@ -36,8 +36,17 @@ def read(path: Path) -> list[Row]:
 
 def forget_unfinished(path: Path) -> None:
     """Leave out a case that was cut short by no fault of its own, so that the next start makes it."""
-    finished = [entry for entry in _entries(path).values() if not entry.get(_BEGUN)]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in finished), encoding="utf-8")
+    _keep(path, lambda entry: not entry.get(_BEGUN))
+
+
+def forget_refused(path: Path) -> None:
+    """Leave out all that came to nothing, so that the next start tries it again."""
+    _keep(path, lambda entry: REFUSED not in entry.get("found", (REFUSED,)))
+
+
+def _keep(path: Path, wanted: Callable[[Row], bool]) -> None:
+    kept = [entry for entry in _entries(path).values() if wanted(entry)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
 
 def write(path: Path, case: Row, found: Row | None) -> None:

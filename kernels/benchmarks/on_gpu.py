@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import findings  # type: ignore[import-not-found]
 import outcome  # type: ignore[import-not-found]
 from outcome import Work
 from staging import AT_BUDGET, DONE, Ended, Stage, run  # type: ignore[import-not-found]
@@ -105,16 +106,23 @@ def main() -> None:
     out = (options.out or options.earlier).resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        work, before = Work(Path(folder)), list[Ended]()
-        if options.earlier:
-            work.unpack(options.earlier / outcome.ARCHIVE)
-            before = [ended for ended in outcome.ended_before(options.earlier) if ended.verdict == DONE]
-        over = {ended.stage for ended in before}
-        todo = [stage for stage in stages(work, options.rehearse) if stage.name not in over]
-        todo = [stage for stage in todo if not options.only or stage.name in options.only]
-        keep = lambda ended: outcome.write(out, work, [*before, *ended])  # noqa: E731
-        ended = run(todo, 60 * options.minutes, work.logs, ROOT, keep)
+        work = Work(Path(folder))
+        before = _earlier(options.earlier, work) if options.earlier else []
+        chosen = [stage for stage in stages(work, options.rehearse) if not options.only or stage.name in options.only]
+        over = {ended.stage for ended in before if ended.verdict == DONE and not ended.refused}
+        todo = [stage for stage in chosen if stage.name not in over]
+        others = [ended for ended in before if ended.stage not in {stage.name for stage in todo}]
+        ended = run(todo, 60 * options.minutes, work.logs, ROOT, lambda ended: outcome.write(out, work, others + ended))
+        outcome.picture(out, work)
     raise SystemExit(any(stage.verdict not in (DONE, AT_BUDGET) for stage in ended))
+
+
+def _earlier(folder: Path, work: Work) -> list[Ended]:
+    """How the stages of an earlier call ended. What came to nothing is tried again."""
+    work.unpack(folder / outcome.ARCHIVE)
+    for path in work.found.glob("*.jsonl"):
+        findings.forget_refused(path)
+    return outcome.ended_before(folder)
 
 
 if __name__ == "__main__":

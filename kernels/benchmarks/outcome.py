@@ -66,9 +66,13 @@ def write(out: Path, work: Work, ended: Sequence[Ended]) -> None:
     for path in work.tuned:
         (out / "tuned").mkdir(exist_ok=True)
         shutil.copy(path, out / "tuned" / path.name)
-    draw(out / PICTURE, {table: _rows_of(out / f"{table}.csv") for table in TABLES}, str(machine.get("device", "")))
     (out / SUMMARY).write_text(json.dumps(_summary(work, ended, machine), indent=1) + "\n", encoding="utf-8")
     work.pack(out / ARCHIVE)
+
+
+def picture(out: Path, work: Work) -> None:
+    """Of the tables that were written."""
+    draw(out / PICTURE, {table: _rows_of(out / f"{table}.csv") for table in TABLES}, str(_machine(work).get("device")))
 
 
 def _machine(work: Work) -> Row:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from psaq_kernels.aot import Resources, resources
-from psaq_kernels.workers import Workers
+from psaq_kernels.workers import Workers, cores
 
 COMPILE_SECONDS = 120.0  # after which a compilation counts as hanging
 ONE, SIXTEENS, OTHER, LONG = 1, 16, 3, (1 << 40) + 1  # the integers that Triton tells apart when it compiles
@@ -142,12 +142,17 @@ def _target_at_hand() -> Any:
 def compile_before_use(run: Callable[[], object]) -> int:
     """Compile the Triton kernels that ``run`` launches, on all cores; the next ``run`` finds them compiled.
 
-    Returns how many there are: none where there is no GPU, and nothing to compile.
+    Returns how many it compiled: none where there is no GPU, or nothing that this process has not compiled before.
     """
     if not torch.cuda.is_available():
         return 0
-    launches = launches_of(run)
-    with Compilers() as compilers:
-        for future in [compilers.compile(launch) for launch in launches]:
-            future.exception()  # a refusal is for the launch itself to report
+    launches = [launch for launch in launches_of(run) if launch not in _compiled]
+    if launches:
+        with Compilers(processes=min(cores(), len(launches))) as compilers:
+            for future in [compilers.compile(launch) for launch in launches]:
+                future.exception()  # a refusal is for the launch itself to report
+    _compiled.update(launches)
     return len(launches)
+
+
+_compiled: set[Launch] = set()  # by this process, which need not be done twice

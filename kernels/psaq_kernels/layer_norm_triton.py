@@ -9,6 +9,7 @@ from torch import Tensor
 
 from psaq_kernels.levels import PerTensor
 from psaq_kernels.levels_triton import launch_levels, row_warps, to_levels
+from psaq_kernels.stable_keys import settle_keys
 
 
 @triton.jit(do_not_specialize=["zero"])
@@ -65,3 +66,6 @@ def layer_norm_quantize(
                 enable_fp_fusion=True,
             )
     return levels
+
+
+settle_keys(globals())

@@ -21,6 +21,7 @@ from psaq_kernels.levels import PerTensor, PerToken
 from psaq_kernels.levels_triton import checked_magnitude, launch_levels, magnitude_bits, quantize_rows, to_levels
 from psaq_kernels.linear_configs import problem_of
 from psaq_kernels.packing import QuantizedWeight
+from psaq_kernels.stable_keys import settle_keys
 from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Problem, Tunable, Workload
 
 _FINISH_BLOCK_M, _FINISH_BLOCK_N = 8, 128  # the tile in which split sums are added up
@@ -464,3 +465,6 @@ def _constants(problem: Problem, config: Config, absent: set[str]) -> dict[str, 
 
 QUANT_LINEAR = _QuantLinear()
 TUNABLES = (QUANT_LINEAR,)
+
+
+settle_keys(globals())

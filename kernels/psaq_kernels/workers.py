@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -55,9 +56,9 @@ class Worker:
         """End the process, whatever it is doing."""
         if self._pipe is None:
             return
-        self._pipe.close()
-        self._process.kill()
+        self._process.kill()  # first: a thread that waits for its answer wakes by it
         self._process.join(DYING_SECONDS)
+        self._pipe.close()
         self._pipe = None
 
     def _start(self) -> Connection:
@@ -108,12 +109,10 @@ def cores() -> int:
 
 def _serve(pipe: Connection, niceness: int) -> None:
     os.nice(niceness)
-    while True:
-        try:
+    with suppress(EOFError, OSError):  # nobody asks any more, or waits for the answer
+        while True:
             function, arguments = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_answer(function, arguments))
+            pipe.send(_answer(function, arguments))
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:

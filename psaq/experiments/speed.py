@@ -50,6 +50,10 @@ class Setup:
         return (1,) if self.rehearse else (32, 1, 8, 128)
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        return ("W4A8",) if self.rehearse else tuple(PRECISIONS)
+
+    @property
     def compiler(self) -> str:
         """Of torch.compile; to rehearse, it only traces."""
         return "eager" if self.rehearse else "inductor"
@@ -81,7 +85,7 @@ def inference_cases(rehearse: bool, configuration: str) -> Iterator[Case]:
     setup = Setup(rehearse)
     variants = functools.cache(functools.partial(_variant, setup))
     common = {"configuration": configuration, "model": "micro_vit" if rehearse else MODEL}
-    names = PRECISIONS if configuration == "tuned" else (FLOAT, *PRECISIONS)
+    names = setup.precisions if configuration == "tuned" else (FLOAT, *setup.precisions)
     for ways in (WAYS[:2], WAYS[2:]):
         for count in setup.batches:
             for name in names:
@@ -205,7 +209,7 @@ def _pixels(setup: Setup) -> tuple[nn.Module, Float[Tensor, "images 3 height wid
 def profile_cases(rehearse: bool) -> Iterator[Case]:
     """Tables of the profiler, in the log; the most expensive kernel of each as the finding."""
     setup = Setup(rehearse)
-    for name in PRECISIONS:
+    for name in setup.precisions:
         yield {"what": f"profile of the deployed model, {name}"}, functools.partial(_profile_inference, setup, name)
     yield {"what": "profile of a synthesis"}, lambda: _profile(functools.partial(_synthesize, setup, setup.model(), 3))
 

@@ -50,6 +50,8 @@ if __name__ == "__main__":
         others = in_cache() - compiled
         broken = compiling.Launch("psaq_kernels.density_kernels", "_smooth_kernel", (("BLOCK_G", 65),))
         error = str(compilers.compile(broken).exception())
+    torch.cuda.is_available, compiling._target_at_hand = lambda: True, lambda: hopper
+    before_use = [compiling.compile_before_use(launch_all) for _ in range(2)]
     # As a launch on real tensors would look for it, but for the launch itself.
     driver.set_active(compiling._DriverOfAbsent(hopper))
     run = JITFunction.run
@@ -63,6 +65,7 @@ if __name__ == "__main__":
         "others": others,
         "compiled": compiled,
         "refused": refused,
+        "before_use": before_use,
         "error": error,
     }))
 """
@@ -88,6 +91,7 @@ def test_a_launch_finds_what_was_compiled_before(paths: list[str], tmp_path: Pat
     assert seen["twice"]
     assert seen["found"]
     assert seen["compiled"] == 5
+    assert seen["before_use"] == [5, 0]  # the second time, there is nothing left to compile
     assert set(seen["refused"]) == {""}
     assert seen["others"] == len(seen["refused"]) - 1  # the default was there already
     assert "BLOCK_G" in seen["error"] or "argument" in seen["error"]

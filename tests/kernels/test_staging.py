@@ -113,6 +113,15 @@ def test_no_time_left_is_said(stage, tmp_path: Path) -> None:
     assert not (tmp_path / "fine").exists()
 
 
+def test_what_came_to_nothing_can_be_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "found"
+    findings.collect([({"number": 1}, lambda: {"square": 1}), ({"number": 2}, lambda: {"square": 1 // 0})], path)
+    findings.write(path, {"number": 3}, None)
+    assert set(squares(path)) == {1, 2, 3}
+    findings.forget_refused(path)
+    assert squares(path) == {1: 1}
+
+
 def test_a_line_that_a_crash_cut_off_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "found"
     findings.collect([({"number": 1}, lambda: {"square": 1})], path)
