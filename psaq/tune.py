@@ -17,7 +17,8 @@ from psaq.progress import progress_bar
 from psaq_kernels import tuner, tuning
 from psaq_kernels.aot import Finding, check_candidate, distinct_candidates, target_limits
 from psaq_kernels.backends import interpreting
-from psaq_kernels.compiling import COMPILE_SECONDS, Compilers
+from psaq_kernels.compiling import COMPILE_SECONDS as LONGEST
+from psaq_kernels.compiling import Compilers
 from psaq_kernels.devices import TARGETS, device_limits
 from psaq_kernels.tunable import MachineRates, Problem, Tunable, Workload, tunables
 from psaq_kernels.tuner import Caller, Job, Timing
@@ -85,9 +86,7 @@ class Tune:
         outcomes = {(job.kernel.name, job.bucket): outcome for job, outcome in tune_jobs(missing, path)}
         print(table(HEADER, [_row(job, (known | outcomes)[job.kernel.name, job.bucket], rates) for job in jobs]))
         print(f"written to {path}")
-        failed = [str(outcome) for outcome in outcomes.values() if isinstance(outcome, tuner.TuningError)]
-        if failed:
-            raise PsaqError("; ".join(failed))
+        _report_refusals(list(outcomes.values()))
 
 
 def workload(name: str, batch: int) -> Workload:
@@ -216,6 +215,16 @@ def _tune_job(job: Job, caller: Caller, refusals: Sequence[str], path: Path, bar
     return Tuned(entry, tuple(f"{timing.config}: {timing.refusal}" for timing in timings if timing.refusal))
 
 
+def _report_refusals(outcomes: Sequence[Outcome]) -> None:
+    """Raises PsaqError where a kernel does not run at all."""
+    for outcome in outcomes:
+        if isinstance(outcome, Tuned) and outcome.refusals:
+            print(f"passed over, {outcome.entry.operation} {outcome.entry.bucket}:", *outcome.refusals, sep="\n  ")
+    failed = [str(outcome) for outcome in outcomes if isinstance(outcome, tuner.TuningError)]
+    if failed:
+        raise PsaqError("; ".join(failed))
+
+
 def _row(job: Job, outcome: Outcome | Entry, rates: MachineRates) -> tuple[str, ...]:
     if isinstance(outcome, tuner.TuningError):
         return (job.kernel.name, job.bucket, "", "", "", "", "the default does not run")
@@ -248,16 +257,19 @@ def check_targets(targets: list[str], kernels: list[Tunable], workloads: list[Wo
 
 
 def _findings(target: str, kernels: list[Tunable], workloads: list[Workload]) -> Iterator[Finding]:
+    """On all cores; a compiler that crashes or hangs has refused."""
     candidates = distinct_candidates(kernels, workloads, target)
     with Workers() as workers:
         pending = [
-            workers.submit(
-                check_candidate, kernel.name, tuple(problem.items()), config, target, seconds=COMPILE_SECONDS
-            )
+            workers.submit(check_candidate, kernel.name, tuple(problem.items()), config, target, seconds=LONGEST)
             for kernel, problem, config in candidates
         ]
-        for future in progress_bar(pending, description=target, unit="configuration"):
-            yield future.result()
+        both = zip(candidates, pending, strict=True)
+        bar = progress_bar(both, description=target, total=len(pending), unit="configuration")
+        for (kernel, _, config), future in bar:
+            refused = future.exception()
+            limits = target_limits(target)
+            yield Finding(kernel.name, config, limits, None, str(refused)) if refused else future.result()
 
 
 def _finding_row(finding: Finding) -> tuple[str, ...]:

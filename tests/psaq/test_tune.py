@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_workload_of_a_swin():
 
 
 def test_no_gpu_is_said(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("psaq.tune.interpreting", lambda device: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PsaqError, match="--target"):
         Tune(model=("micro_vit",)).run()
@@ -133,9 +134,11 @@ def test_a_better_configuration_is_written_and_what_is_refused_is_counted(interp
     tuner._prepared.cache_clear()
     (entry,) = tuning.read_table(interpreted / "tuned" / "interpreter.json")
     assert (entry.config, entry.default_us, entry.best_us) == (best, 8.0, 2.0)
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("similarity_density.smooth"))
+    said = capsys.readouterr().out
+    (row,) = (line for line in said.splitlines() if line.startswith("similarity_density.smooth"))
     assert "4.00×" in row
     assert row.endswith("(1 refused)")
+    assert f"{refused}: out of resource: shared memory" in said
 
 
 def test_a_stopped_command_goes_on_with_what_the_table_lacks(interpreted, monkeypatch, caller, capsys):
@@ -195,6 +198,13 @@ def test_a_kernel_that_does_not_run_here_is_named_and_the_others_are_tuned(inter
 
 def test_columns_line_up():
     assert table(("a", "b"), [("long", "1"), ("x", "2")]) == "a     b\nlong  1\nx     2"
+
+
+def test_a_compiler_that_breaks_down_is_a_row_and_an_error(monkeypatch, capsys):
+    monkeypatch.setattr("psaq.tune.check_candidate", math.sqrt)  # which in a process of its own raises TypeError
+    with pytest.raises(PsaqError, match="4 configurations do not fit"):
+        tune(target="sm_90")
+    assert capsys.readouterr().out.count("does not compile: TypeError") == 4
 
 
 def test_command_compiles_for_a_gpu_that_is_not_here():
