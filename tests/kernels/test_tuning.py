@@ -1,8 +1,10 @@
+import importlib
 import importlib.util
 import itertools
 import json
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +124,15 @@ def test_same_capability_serves_where_the_device_itself_is_missing(other):
 )
 def test_what_does_not_apply_is_not_used(other):
     tuning.merge_into_table(table(), [entry(**other)])
+    assert look_up() == KERNEL.default(PROBLEM, HERE)
+
+
+def test_a_benchmark_can_launch_with_the_defaults_whatever_the_tables_hold(monkeypatch):
+    for folder in (tuning.cache_folder(), tuning.SHIPPED):
+        tuning.merge_into_table(table(folder), [entry()])
+    assert look_up() == TUNED
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "kernels" / "benchmarks")
+    importlib.import_module("settings").launch_with_defaults()
     assert look_up() == KERNEL.default(PROBLEM, HERE)
 
 
