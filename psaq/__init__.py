@@ -13,11 +13,13 @@ from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deployment.deploy import IntegerModel, deploy
 from psaq.quantization.deployment.simulate import simulate
 from psaq.quantization.pipeline import quantize
+from psaq.quantization.cuda_graph import CapturedModel, capture
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
 
 __all__ = [
+    "CapturedModel",
     "DensityCurves",
     "IntegerModel",
     "LayerSensitivity",
@@ -28,6 +30,7 @@ __all__ = [
     "Sensitivity",
     "SynthesisConfig",
     "SyntheticImages",
+    "capture",
     "deploy",
     "evaluate",
     "gaussian_images",

@@ -1,8 +1,10 @@
 """``psaq tune``: the kernels' fastest configurations on this GPU, or a check of all of them for another one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +15,25 @@ from psaq.models.features import record_patch_features
 from psaq.models.zoo import TABLE1_MODELS, build_model, data_config, named_source
 from psaq.progress import progress_bar
 from psaq_kernels import tuner, tuning
-from psaq_kernels.aot import Finding, check_request, distinct_requests, target_limits
+from psaq_kernels.aot import Finding, check_candidate, distinct_candidates, target_limits
+from psaq_kernels.backends import interpreting
+from psaq_kernels.compiling import COMPILE_SECONDS as LONGEST
+from psaq_kernels.compiling import Compilers
 from psaq_kernels.devices import TARGETS, device_limits
 from psaq_kernels.tunable import MachineRates, Problem, Tunable, Workload, tunables
+from psaq_kernels.tuner import Caller, Job, Timing
+from psaq_kernels.tuning import Entry
+from psaq_kernels.workers import Worker, Workers
 
 
 @dataclass(frozen=True)
 class Tune:
     """Find the fastest configuration of every GPU kernel for the shapes of the models, and remember it.
 
-    Each configuration is timed on the GPU at hand; the winners go into a table in the user's cache directory, where
-    every later run finds them. With --target, nothing is timed: every configuration is compiled ahead of time for that
-    GPU, which need not be here, and its registers, spills and shared memory are printed.
+    What may win by a model of the machine is compiled on all cores, then timed on the GPU at hand; the winners go into
+    a table in the user's cache directory, where every later run finds them. Stopped at any moment, the same command
+    goes on with what the table lacks. With --target, nothing is timed: every configuration is compiled ahead of time
+    for that GPU, which need not be here, and its registers, spills and shared memory are printed.
     """
 
     model: tuple[str, ...] = tuple(TABLE1_MODELS)
@@ -37,6 +46,8 @@ class Tune:
     """Only compile, for this GPU: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, gfx942, or all."""
     export: bool = False
     """Write the table where the package ships its own, instead of into the cache directory."""
+    again: bool = False
+    """Time what the table holds already, too."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -64,13 +75,18 @@ class Tune:
 
     def _tune(self, kernels: list[Tunable], workloads: list[Workload]) -> None:
         device = _gpu()
-        path = tuning.table_path(tuning.SHIPPED if self.export else tuning.cache_folder(), device_limits(device).name)
+        limits = device_limits(device)
+        path = tuning.table_path(tuning.SHIPPED if self.export else tuning.cache_folder(), limits.name)
         _check_writable(path)
         rates = tuner.measure_rates(device, tuner.gpu_clock)
-        problems = distinct_problems(kernels, workloads)
-        rows = [tune_problem(kernel, problem, device, rates, path) for kernel, problem in problems]
-        print(table(("kernel", "shape", "default µs", "best µs", "gain", "of bound", "configuration"), rows))
+        jobs = [Job(kernel, problem, limits) for kernel, problem in distinct_problems(kernels, workloads)]
+        known = {} if self.again else {(entry.operation, entry.bucket): entry for entry in _known(path, jobs)}
+        missing = [job for job in jobs if (job.kernel.name, job.bucket) not in known]
+        print(_plan(jobs, missing))
+        outcomes = {(job.kernel.name, job.bucket): outcome for job, outcome in tune_jobs(missing, path)}
+        print(table(HEADER, [_row(job, (known | outcomes)[job.kernel.name, job.bucket], rates) for job in jobs]))
         print(f"written to {path}")
+        _report_refusals(list(outcomes.values()))
 
 
 def workload(name: str, batch: int) -> Workload:
@@ -100,6 +116,9 @@ def _linear_shape(layer: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int
 
 
 def _gpu() -> torch.device:
+    """The GPU; the CPU where Triton's interpreter stands in for one, which is good for a rehearsal."""
+    if interpreting(torch.device("cpu")) and not torch.cuda.is_available():
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         raise PsaqError("there is no GPU here to tune on; --target compiles for one that is elsewhere")
     return torch.device("cuda", torch.cuda.current_device())
@@ -125,26 +144,95 @@ def distinct_problems(kernels: list[Tunable], workloads: list[Workload]) -> list
     return list(found.values())
 
 
-def tune_problem(
-    kernel: Tunable, problem: Problem, device: torch.device, rates: MachineRates, path: Path
-) -> tuple[str, ...]:
-    """Time a kernel's configurations on one problem, write the best into the table, and return its row to print.
+HEADER = ("kernel", "shape", "default µs", "best µs", "gain", "of bound", "configuration")
 
-    Raises:
-        PsaqError: the kernel does not run here at all.
-    """
-    limits, bucket = device_limits(device), kernel.bucket(problem)
-    candidates = tuner.time_candidates(kernel, problem, device, tuner.gpu_clock)
-    total = len(kernel.candidates(problem, limits))
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning a kernel for a bucket came to."""
+
+    entry: Entry
+    refusals: tuple[str, ...]
+    """By the compiler or the driver, of configurations that were passed over."""
+
+
+Outcome = Tuned | tuner.TuningError
+
+
+def _known(path: Path, jobs: Sequence[Job]) -> list[Entry]:
+    """What the table holds for the kernels, the device and the Triton at hand."""
+    sources = {(job.kernel.source_hash, tuning.triton_version(), job.limits.name) for job in jobs}
+    return [entry for entry in tuning.read_table(path) if (entry.source, entry.triton, entry.device) in sources]
+
+
+def _plan(jobs: Sequence[Job], missing: Sequence[Job]) -> str:
+    candidates = sum(len(job.kernel.candidates(job.problem, job.limits)) for job in missing)
+    kept = sum(len(job.configs) for job in missing)
+    return (
+        f"{len(jobs)} shapes, of which the table holds {len(jobs) - len(missing)}; "
+        f"for the others {candidates} configurations, of which {kept} may win"
+    )
+
+
+def tune_jobs(jobs: Sequence[Job], path: Path) -> Iterator[tuple[Job, Outcome]]:
+    """Compile side by side and time one after the other; each job's winner goes into the table at once."""
+    total = 2 * sum(len(job.configs) for job in jobs)
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(description="tuning", total=total, unit="step"))
+        caller, compilers = _caller(), _compilers()
+        stack.callback(caller.end)
+        if compilers is not None:
+            stack.enter_context(compilers)
+        begun = [[] if compilers is None else tuner.start_compiling(job, compilers) for job in jobs]
+        for job, compilations in zip(jobs, begun, strict=True):
+            bar.set_postfix_str(f"{job.kernel.name} {job.bucket}")
+            refusals = [""] * len(job.configs)
+            for rank, compilation in enumerate(compilations):
+                refusals[rank] = tuner.refusal(compilation, job.limits)
+                bar.update()
+            yield job, _tune_job(job, caller, refusals, path, bar)
+
+
+def _caller() -> Caller:
+    return Worker()
+
+
+def _compilers() -> Compilers | None:
+    """None where kernels are not compiled but interpreted."""
+    return Compilers() if torch.cuda.is_available() else None
+
+
+def _tune_job(job: Job, caller: Caller, refusals: Sequence[str], path: Path, bar: Any) -> Outcome:
+    timings: list[Timing] = []
     try:
-        timings = list(progress_bar(candidates, description=f"{kernel.name} {bucket}", total=total))
+        for timing in tuner.time_job(job, caller, refusals):
+            timings.append(timing)
+            bar.update(len(timings) <= len(job.configs))
     except tuner.TuningError as error:
-        raise PsaqError(str(error)) from error
-    entry = tuner.best_entry(kernel, problem, timings, limits)
+        return error
+    entry = job.entry(timings)
     tuning.merge_into_table(path, [entry])
-    gain, of_bound = entry.default_us / entry.best_us, 1e6 * kernel.bound(problem, rates) / entry.best_us
+    return Tuned(entry, tuple(f"{timing.config}: {timing.refusal}" for timing in timings if timing.refusal))
+
+
+def _report_refusals(outcomes: Sequence[Outcome]) -> None:
+    """Raises PsaqError where a kernel does not run at all."""
+    for outcome in outcomes:
+        if isinstance(outcome, Tuned) and outcome.refusals:
+            print(f"passed over, {outcome.entry.operation} {outcome.entry.bucket}:", *outcome.refusals, sep="\n  ")
+    failed = [str(outcome) for outcome in outcomes if isinstance(outcome, tuner.TuningError)]
+    if failed:
+        raise PsaqError("; ".join(failed))
+
+
+def _row(job: Job, outcome: Outcome | Entry, rates: MachineRates) -> tuple[str, ...]:
+    if isinstance(outcome, tuner.TuningError):
+        return (job.kernel.name, job.bucket, "", "", "", "", "the default does not run")
+    entry = outcome.entry if isinstance(outcome, Tuned) else outcome
+    refused = len(outcome.refusals) if isinstance(outcome, Tuned) else 0
+    gain, of_bound = entry.default_us / entry.best_us, 1e6 * job.kernel.bound(job.problem, rates) / entry.best_us
     times = (f"{entry.default_us:.1f}", f"{entry.best_us:.1f}", f"{gain:.2f}×", f"{of_bound:.0%}")
-    return (kernel.name, bucket, *times, str(entry.config))
+    return (job.kernel.name, job.bucket, *times, f"{entry.config}{f' ({refused} refused)' if refused else ''}")
 
 
 # For GPUs elsewhere ---------------------------------------------------------------------------------------------------
@@ -169,9 +257,19 @@ def check_targets(targets: list[str], kernels: list[Tunable], workloads: list[Wo
 
 
 def _findings(target: str, kernels: list[Tunable], workloads: list[Workload]) -> Iterator[Finding]:
-    requests = distinct_requests(kernels, workloads, target)
-    for kernel, config, request in progress_bar(requests, description=target, unit="configuration"):
-        yield check_request(kernel.name, config, request, target)
+    """On all cores; a compiler that crashes or hangs has refused."""
+    candidates = distinct_candidates(kernels, workloads, target)
+    with Workers() as workers:
+        pending = [
+            workers.submit(check_candidate, kernel.name, tuple(problem.items()), config, target, seconds=LONGEST)
+            for kernel, problem, config in candidates
+        ]
+        both = zip(candidates, pending, strict=True)
+        bar = progress_bar(both, description=target, total=len(pending), unit="configuration")
+        for (kernel, _, config), future in bar:
+            refused = future.exception()
+            limits = target_limits(target)
+            yield Finding(kernel.name, config, limits, None, str(refused)) if refused else future.result()
 
 
 def _finding_row(finding: Finding) -> tuple[str, ...]:

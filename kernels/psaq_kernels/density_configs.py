@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from psaq_kernels.density_cells import Cells
 from psaq_kernels.density_layout import LayerShape
 from psaq_kernels.devices import TARGETS, DeviceLimits
+from psaq_kernels.machine_model import SCALAR_LANES, Model
 from psaq_kernels.tunable import Config, Problem
 
 EXACT, THREEFOLD = "ieee", "tf32x3"  # float32 products, or as many digits from three TF32 ones on tensor cores
@@ -39,6 +40,7 @@ GRADIENT_TILES = (
 )
 CENTER_TILE = 2048  # entries
 FLOAT_BYTES = 4
+PAIR_STEPS = 12  # from a distance to its cell, or to half of a look-up
 MODEST = TARGETS["sm_86"]  # whatever fits it fits all
 
 
@@ -121,6 +123,51 @@ def _fits(config: Config, limits: DeviceLimits) -> bool:
     shared = FLOAT_BYTES * max((m + n) * d, (m + e) * n)
     precise = config.constants["PRECISION"] == EXACT or not limits.is_amd
     return precise and config.num_warps <= limits.max_warps and shared <= limits.shared_bytes
+
+
+# By the model of the machine ------------------------------------------------------------------------------------------
+
+
+def center_reckoned(config: Config, problem: Problem, model: Model) -> float:
+    return model.stream(2 * _feature_bytes(problem))
+
+
+def count_reckoned(config: Config, problem: Problem, model: Model) -> float:
+    """Padded tiles on and right of the diagonal."""
+    m, n, _ = _tile(config)
+    patches = int(problem["patches"])
+    blocks = math.ceil(patches / m)
+    columns = sum(math.ceil((patches - first * m) / n) for first in range(blocks)) / blocks
+    clocks = columns * m * n * (int(problem["channels"]) / _products(config, model) + PAIR_STEPS / SCALAR_LANES)
+    return model.in_turns(_windows(problem) * blocks, clocks)
+
+
+def grid_reckoned(config: Config, problem: Problem, model: Model) -> float:
+    """Tiles of a few exponentials each: of all sizes that there are, none can be told to lose."""
+    return model.stream(8.0 * _histograms(problem) * Cells(0.01).count)
+
+
+def gradient_reckoned(config: Config, problem: Problem, model: Model) -> float:
+    """Distances, a look-up for each, and the product with the channels of a part."""
+    m, n, part = _tile(config)
+    patches, channels = int(problem["patches"]), int(problem["channels"])
+    blocks, columns = math.ceil(patches / m), math.ceil(patches / n)
+    per_pair = (channels + part) / _products(config, model) + 2 * PAIR_STEPS / SCALAR_LANES
+    return model.in_turns(_windows(problem) * blocks * math.ceil(channels / part), columns * m * n * per_pair)
+
+
+def _tile(config: Config) -> tuple[int, int, int]:
+    """Patches, other patches, and channels of the gradient."""
+    m, n, e = (int(config.constants.get(name, 0)) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_E"))
+    return m, n, e
+
+
+def _products(config: Config, model: Model) -> float:
+    return model.exact_products if config.constants["PRECISION"] == EXACT else model.threefold_products
+
+
+def _windows(problem: Problem) -> int:
+    return _histograms(problem) * int(problem["windows"])
 
 
 # The least cost: bytes moved, floating-point operations ---------------------------------------------------------------

@@ -12,6 +12,8 @@ Every launch covers all layers: program (tile, image, layer) finds the layer's s
 import triton
 import triton.language as tl
 
+from psaq_kernels.stable_keys import settle_keys
+
 # A cell: number · 2^38 + first moment · 2^13. Up to 2^24 distances, each within half a cell of the centre, keep both
 # parts in their place.
 NUMBER_SHIFT = tl.constexpr(38)
@@ -345,3 +347,6 @@ def _gradient_kernel(
     finite = tl.load(finite_ptr + layer * all_images + first_image + image) != 0
     gradient = tl.where(finite, 2.0 * inverse_norm[:, None] * pull, float("nan"))
     tl.store(gradient_ptr + element + where, gradient.to(gradient_ptr.dtype.element_ty), mask=row_mask)
+
+
+settle_keys(globals())

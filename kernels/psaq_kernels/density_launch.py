@@ -161,5 +161,7 @@ def _blocks(shape: LayerShape, config: Config) -> int:
     return triton.cdiv(shape.patches, int(config.constants["BLOCK_M"]))
 
 
-def _options(config: Config) -> dict[str, int | str]:
-    return {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages}
+def _options(config: Config) -> dict[str, int | str | bool]:
+    """The fusion of products with sums is asked for: what Triton does by itself changes with its version."""
+    launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    return {**config.constants, **launch}

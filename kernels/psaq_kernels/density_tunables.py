@@ -14,6 +14,7 @@ from psaq_kernels.density_configs import problem_shapes
 from psaq_kernels.density_launch import Centered
 from psaq_kernels.density_layout import LayerShape
 from psaq_kernels.devices import DeviceLimits
+from psaq_kernels.machine_model import Model
 from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Problem, Tunable, Workload
 
 EXAMPLE_BANDWIDTH, EXAMPLE_POINTS = 0.01, 320
@@ -30,6 +31,7 @@ class DensityKernel(Tunable):
     arguments: Mapping[str, str]  # name -> Triton type
     configs: Callable[[Problem, DeviceLimits], list[Config]]  # the default first
     example: Callable[["_Example"], Callable[[Config], object]]
+    reckoned: Callable[[Config, Problem, Model], float]  # seconds
     cost: Callable[[Problem], tuple[float, float]]  # bytes moved, floating-point operations
     source_modules = ("psaq_kernels.density_kernels", "psaq_kernels.density_launch")
 
@@ -45,6 +47,9 @@ class DensityKernel(Tunable):
 
     def candidates(self, problem: Problem, limits: DeviceLimits) -> list[Config]:
         return self.configs(problem, limits)
+
+    def reckon(self, config: Config, problem: Problem, limits: DeviceLimits) -> float:
+        return self.reckoned(config, problem, Model.of(limits))
 
     def prepare(self, problem: Problem, device: torch.device) -> Callable[[Config], object]:
         return self.example(_Example.of(problem, device))
@@ -141,6 +146,7 @@ CENTER = DensityKernel(
     {"features_ptr": FEATURES, **LAYOUT, **OFFSETS, "inverse_norm_ptr": "*fp32", "finite_ptr": "*i32"},
     density_configs.center_configs,
     _center,
+    density_configs.center_reckoned,
     density_configs.center_cost,
 )
 COUNT = DensityKernel(
@@ -149,6 +155,7 @@ COUNT = DensityKernel(
     {**OFFSETS, **LAYOUT, "cells_ptr": "*i64", "first_image": "i32", **CELLS},
     density_configs.count_configs,
     _count,
+    density_configs.count_reckoned,
     density_configs.count_cost,
 )
 SMOOTH = DensityKernel(
@@ -167,6 +174,7 @@ SMOOTH = DensityKernel(
     },
     density_configs.smooth_configs,
     _smooth,
+    density_configs.grid_reckoned,
     density_configs.smooth_cost,
 )
 TABLE = DensityKernel(
@@ -185,6 +193,7 @@ TABLE = DensityKernel(
     },
     density_configs.table_configs,
     _tabulate,
+    density_configs.grid_reckoned,
     density_configs.table_cost,
 )
 GRADIENT = DensityKernel(
@@ -204,6 +213,7 @@ GRADIENT = DensityKernel(
     },
     density_configs.gradient_configs,
     _differentiate,
+    density_configs.gradient_reckoned,
     density_configs.gradient_cost,
 )
 TUNABLES = (CENTER, COUNT, SMOOTH, TABLE, GRADIENT)

@@ -17,6 +17,7 @@ class DeviceLimits:
     shared_bytes: int  # per block
     max_threads: int = 1024  # per block
     warp_size: int = 32
+    multiprocessors: int = 132
 
     @property
     def max_warps(self) -> int:
@@ -28,13 +29,13 @@ class DeviceLimits:
 
 
 TARGETS = {
-    "sm_80": DeviceLimits("sm_80", "sm_80", 163 * KIB),
-    "sm_86": DeviceLimits("sm_86", "sm_86", 99 * KIB),
-    "sm_89": DeviceLimits("sm_89", "sm_89", 99 * KIB),
+    "sm_80": DeviceLimits("sm_80", "sm_80", 163 * KIB, multiprocessors=108),
+    "sm_86": DeviceLimits("sm_86", "sm_86", 99 * KIB, multiprocessors=84),
+    "sm_89": DeviceLimits("sm_89", "sm_89", 99 * KIB, multiprocessors=128),
     "sm_90": DeviceLimits("sm_90", "sm_90", 227 * KIB),
-    "sm_100": DeviceLimits("sm_100", "sm_100", 227 * KIB),
-    "sm_120": DeviceLimits("sm_120", "sm_120", 99 * KIB),
-    "gfx942": DeviceLimits("gfx942", "gfx942", 64 * KIB, warp_size=64),
+    "sm_100": DeviceLimits("sm_100", "sm_100", 227 * KIB, multiprocessors=148),
+    "sm_120": DeviceLimits("sm_120", "sm_120", 99 * KIB, multiprocessors=170),
+    "gfx942": DeviceLimits("gfx942", "gfx942", 64 * KIB, warp_size=64, multiprocessors=304),
 }
 
 INTERPRETER = DeviceLimits("interpreter", "interpreter", 64 * KIB)
@@ -55,4 +56,10 @@ def _limits(index: int) -> DeviceLimits:
     else:
         capability = f"sm_{properties.major}{properties.minor}"
         shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
-    return DeviceLimits(properties.name, capability, shared, warp_size=properties.warp_size)
+    return DeviceLimits(
+        properties.name,
+        capability,
+        shared,
+        warp_size=properties.warp_size,
+        multiprocessors=properties.multi_processor_count,
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from psaq_kernels.levels import PerTensor
 from psaq_kernels.levels_triton import launch_levels, row_warps, to_levels
+from psaq_kernels.stable_keys import settle_keys
 
 
 @triton.jit(do_not_specialize=["zero"])
@@ -62,5 +63,9 @@ def layer_norm_quantize(
                 *launch_levels(output),
                 BLOCK=block,
                 num_warps=row_warps(block),
+                enable_fp_fusion=True,
             )
     return levels
+
+
+settle_keys(globals())

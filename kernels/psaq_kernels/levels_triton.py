@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
 from psaq_kernels.levels import SMALLEST_MAGNITUDE, PerTensor, PerToken
+from psaq_kernels.stable_keys import settle_keys
 
 _SMALLEST = tl.constexpr(SMALLEST_MAGNITUDE)
 # Adding it leaves no bits below the units, and rounds to them half to even; libdevice's round goes away from zero.
@@ -99,3 +100,6 @@ def launch_levels(grid: PerTensor | PerToken) -> tuple[float, int, int, int]:
 def row_warps(block: int) -> int:
     """Warps for a program that holds one row of ``block`` elements: eight elements to a thread."""
     return min(max(block // 256, 1), 8)
+
+
+settle_keys(globals())

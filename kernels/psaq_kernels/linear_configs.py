@@ -4,6 +4,7 @@ import torch
 
 from psaq_kernels.devices import DeviceLimits
 from psaq_kernels.levels import PerTensor, PerToken
+from psaq_kernels.machine_model import L2_BYTES, SCALAR_LANES, Model
 from psaq_kernels.packing import QuantizedWeight, packed_length
 from psaq_kernels.tunable import Config, MachineRates, Problem, Workload
 
@@ -16,6 +17,7 @@ _DEPTHS = ((128, 3), (64, 4))  # BLOCK_K, stages
 _SPLITS = (1, 2, 4)
 _GROUP_M = 8
 _HOPPER = "sm_90"
+CONVERSION_STEPS = 6  # to scale, round, clamp and shrink a value, or to unpack one
 _MODEL_VARIANTS = (
     ("i8", "tensor", 0),
     ("i8", "tensor", 1),
@@ -74,20 +76,35 @@ def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
     """Whether a block has the shared memory, the threads and (by what compiling has shown) the registers for it."""
     threads = config.num_warps * limits.warp_size
     block_m, block_n, block_k = _block(config)
-    is_split = int(config.constants["SPLIT_K"]) > 1
+    converted = 32 if _is_blackwell(limits) else 64  # values of x per thread, where it is quantised on the way
     return (
         shared_bytes(config, problem) <= limits.shared_bytes
         and config.num_warps <= limits.max_warps
         and block_m * block_n <= threads * _accumulators(config, problem, limits)
-        and not (problem["packed"] and limits.capability != _HOPPER and (block_k > 64 or is_split))
-        and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * 64)
+        and not (_x_bytes(config, problem) > 1 and block_m * block_k > threads * converted)
+        and not (limits.capability != _HOPPER and _is_crowded(config, problem, limits))
     )
+
+
+def _is_blackwell(limits: DeviceLimits) -> bool:
+    """Whose compiler, in some versions, spills where others do not."""
+    return not limits.is_amd and limits.capability.startswith("sm_1")
+
+
+def _is_crowded(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
+    """Whether tensor cores that read registers leave too few for unpacking weights in long steps, or for unpacking or,
+    by some compilers, quantising beside split sums."""
+    is_split, unpacks = int(config.constants["SPLIT_K"]) > 1, bool(problem["packed"])
+    quantises = _is_blackwell(limits) and _x_bytes(config, problem) > 1
+    return (unpacks and _block(config)[2] > 64) or (is_split and (unpacks or quantises))
 
 
 def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int:
     """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them, and
-    so do masks and rows that are not aligned to 16 bytes; beside all of these, the 64-bit offsets of split sums."""
+    so do masks and rows that are not aligned to 16 bytes; beside all of these, the offsets of split sums."""
     if int(config.constants["SPLIT_K"]) > 1 and limits.capability != _HOPPER:
+        return 16 if _is_blackwell(limits) else 32
+    if _is_blackwell(limits) and _x_bytes(config, problem) > 1:
         return 32
     aligned = weight_length(problem) % 16 == 0 and int(problem["outputs"]) % 16 == 0
     easy = limits.capability == _HOPPER and aligned and is_whole(problem, config) and _block(config)[2] >= 64
@@ -109,6 +126,28 @@ def bound(problem: Problem, rates: MachineRates) -> float:
     return max(traffic / rates.bytes_per_second, 2 * rows * outputs * inputs / rates.flops_per_second["int8"])
 
 
+def reckon(config: Config, problem: Problem, limits: DeviceLimits) -> float:
+    """Seconds by the model of the machine: the launches, the passes of their own, and the tiles in turns."""
+    model = Model.of(limits)
+    rows, outputs, inputs = (int(problem[name]) for name in ("rows", "outputs", "inputs"))
+    splits, read = int(config.constants["SPLIT_K"]), BYTES[str(problem["x"])]
+    tiles = model.in_turns(_blocks(config, problem), _tile_clocks(config, problem, model) * inputs / splits)
+    levels = model.stream(rows * inputs * (read + 1)) if config.constants["QUANTIZE_FIRST"] else 0.0
+    sums = model.stream(rows * outputs * 8 * splits) if splits > 1 else 0.0  # int32, written and read
+    return tiles + levels + sums
+
+
+def _tile_clocks(config: Config, problem: Problem, model: Model) -> float:
+    """Of a multiprocessor, for one input of a tile: what takes longest of products, loads and conversions."""
+    block_m, block_n, _ = _block(config)
+    read = _x_bytes(config, problem)
+    converted = (block_m if read > 1 else 0) + (block_n if problem["packed"] else 0)
+    magnitudes = block_m * read if problem["scale"] == "token" and read > 1 else 0  # a pass of its own
+    loads = (block_m * read + block_n / (1 + int(problem["packed"]))) / L2_BYTES
+    products, conversions = block_m * block_n / model.int8_products, converted * CONVERSION_STEPS / SCALAR_LANES
+    return magnitudes / L2_BYTES + max(products, loads, conversions)
+
+
 def weight_length(problem: Problem) -> int:
     """Bytes to a row of the weight."""
     inputs = int(problem["inputs"])
@@ -124,13 +163,14 @@ def is_whole(problem: Problem, config: Config) -> bool:
 def example(
     problem: Problem, device: torch.device
 ) -> tuple[torch.Tensor, QuantizedWeight, PerTensor | PerToken, torch.Tensor]:
-    """Random tensors of the problem's shapes: x, the weight, how x is quantised, and where to write."""
+    """Tensors of the problem's shapes to be timed on: x, the weight, how x is quantised, and where to write."""
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     rows, outputs, inputs = (int(problem[name]) for name in ("rows", "outputs", "inputs"))
     x = torch.randn(rows, inputs, device=device).mul_(20).to(dtypes[str(problem["x"])])
-    bits = 4 if problem["packed"] else 8
-    integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs), dtype=torch.int8, device=device)
-    weight = QuantizedWeight.from_integers(integers, torch.full((outputs,), 0.01, device=device), bits)
+    kind = torch.uint8 if problem["packed"] else torch.int8
+    values = torch.randint(-128, 128, (outputs, weight_length(problem)), dtype=torch.int8, device=device).view(kind)
+    sums = torch.zeros(outputs, dtype=torch.int32, device=device)  # not theirs, and as fast
+    weight = QuantizedWeight(values, torch.full((outputs,), 0.01, device=device), sums, inputs, trusted=True)
     input = PerToken() if problem["scale"] == "token" else PerTensor(1.0, zero_point=128)
     return x, weight, input, torch.empty(rows, outputs, dtype=dtypes[str(problem["out"])], device=device)
 

@@ -21,6 +21,7 @@ from psaq_kernels.levels import PerTensor, PerToken
 from psaq_kernels.levels_triton import checked_magnitude, launch_levels, magnitude_bits, quantize_rows, to_levels
 from psaq_kernels.linear_configs import problem_of
 from psaq_kernels.packing import QuantizedWeight
+from psaq_kernels.stable_keys import settle_keys
 from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Problem, Tunable, Workload
 
 _FINISH_BLOCK_M, _FINISH_BLOCK_N = 8, 128  # the tile in which split sums are added up
@@ -226,8 +227,10 @@ def _quant_linear_kernel(
     )  # fmt: skip
 
     if SPLIT_K > 1:
-        offsets = (tl.program_id(1).to(tl.int64) * M + m) * N + n
-        tl.store(out_ptr + offsets, accumulators, mask=(m < M) & (n < N))
+        # Only where the tile begins may leave 32 bits: offsets of 64 in it would cost registers that some GPUs lack.
+        begins = (tl.program_id(1).to(tl.int64) * M + tile_m * BLOCK_M) * N + tile_n * BLOCK_N
+        within = (m - tile_m * BLOCK_M) * N + (n - tile_n * BLOCK_N)
+        tl.store(out_ptr + begins + within, accumulators, mask=(m < M) & (n < N))
     else:
         _finish_by_halves(
             accumulators, row_scale, tile_m * BLOCK_M, tile_n * BLOCK_N,
@@ -398,6 +401,9 @@ class _QuantLinear(Tunable):
     def candidates(self, problem: Problem, limits: DeviceLimits) -> list[Config]:
         return linear_configs.candidates(problem, limits)
 
+    def reckon(self, config: Config, problem: Problem, limits: DeviceLimits) -> float:
+        return linear_configs.reckon(config, problem, limits)
+
     def bound(self, problem: Problem, rates: MachineRates) -> float:
         return linear_configs.bound(problem, rates)
 
@@ -417,6 +423,7 @@ class _QuantLinear(Tunable):
             config.num_warps,
             config.num_stages,
             aligned=[name for name, kind in signature.items() if kind[0] == "*" or sizes.get(name, 1) % 16 == 0],
+            fp_fusion=False,
         )
 
 
@@ -458,3 +465,6 @@ def _constants(problem: Problem, config: Config, absent: set[str]) -> dict[str, 
 
 QUANT_LINEAR = _QuantLinear()
 TUNABLES = (QUANT_LINEAR,)
+
+
+settle_keys(globals())

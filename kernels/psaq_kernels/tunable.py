@@ -5,7 +5,8 @@ there, and name that module in `MODULES` below. Everything else follows from tha
 
 - at run time the launcher calls ``tuning.configuration(MY_KERNEL, problem, device)`` and launches with the `Config` it
   gets (``**config.constants, num_warps=config.num_warps, num_stages=config.num_stages``);
-- ``psaq tune`` times ``candidates`` on every problem that ``problems`` derives from a model's shapes;
+- ``psaq tune`` times the ``survivors`` among the ``candidates`` on every problem that ``problems`` derives from a
+  model's shapes;
 - ``psaq tune --target sm_90`` and the tests compile every candidate ahead of time through ``compile_request``.
 
 A *problem* is a flat dictionary of the numbers and dtype names a configuration may depend on.
@@ -28,6 +29,7 @@ from psaq_kernels.devices import DeviceLimits
 MODULES = ("psaq_kernels.density_tunables", "psaq_kernels.linear_triton")  # modules with a tuple TUNABLES
 
 Problem = Mapping[str, int | str]
+LENIENCE = 1.5  # how much longer than the shortest a reckoned time may be
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class CompileRequest:
     num_warps: int
     num_stages: int
     aligned: Sequence[str] = field(default=())  # arguments divisible by 16, as the launcher would find them
+    fp_fusion: bool = True  # whether a product and a sum may be rounded once, as the launcher says
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ class Tunable(ABC):
         """The configurations worth timing, all of which fit ``limits``; the default is among them."""
 
     @abstractmethod
+    def reckon(self, config: Config, problem: Problem, limits: DeviceLimits) -> float:
+        """The seconds that the model of the machine gives a candidate: only to compare it with the others."""
+
+    def survivors(self, problem: Problem, limits: DeviceLimits) -> list[Config]:
+        """The candidates that may win by the model, the default first; it is among them whatever the model says."""
+        default, candidates = self.default(problem, limits), self.candidates(problem, limits)
+        seconds = [self.reckon(config, problem, limits) for config in candidates]
+        longest = LENIENCE * min(seconds)
+        worth = [config for config, taken in zip(candidates, seconds, strict=True) if taken <= longest]
+        return [default, *(config for config in worth if config != default)]
+
+    @abstractmethod
     def compile_request(self, problem: Problem, config: Config) -> CompileRequest:
         """What compiling ``config`` for ``problem`` ahead of time takes."""
 
@@ -119,6 +134,14 @@ def tunables() -> list[Tunable]:
     """Every registered kernel. Imports Triton."""
     modules = [importlib.import_module(name) for name in MODULES]
     return [tunable for module in modules for tunable in _declared(module)]
+
+
+def tunable_named(name: str) -> Tunable:
+    """The registered kernel of this name. Raises ValueError where there is none."""
+    for tunable in tunables():
+        if tunable.name == name:
+            return tunable
+    raise ValueError(f"no kernel is called {name}; there are {', '.join(tunable.name for tunable in tunables())}")
 
 
 def _declared(module: ModuleType) -> Sequence[Tunable]:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from psaq import Recipe, deploy, gaussian_images, load_model, quantize
+from psaq import Recipe, capture, deploy, gaussian_images, load_model, quantize
 from psaq.evaluation import logit_sqnr
 from psaq_kernels import PerTensor, PerToken, QuantizedWeight, layer_norm_quantize, linear_torch, quant_linear
 from psaq_kernels.linear import _quant_linear
@@ -142,6 +142,19 @@ def test_a_deployed_model_stays_close_and_compiles(name: str, weights: int) -> N
         assert logit_sqnr(fast(images).float(), full) > expected
         compiled = torch.compile(fast, fullgraph=True)
         assert logit_sqnr(compiled(images).float(), full) > expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_captured_model_answers_as_the_model_does(is_compiled: bool) -> None:
+    model = load_model("micro_vit").cuda()
+    images = gaussian_images(model, 8).cuda()
+    fast = deploy(quantize(model, images, Recipe.paper(4, 8, scope="linear")), torch.bfloat16)
+    captured = capture(torch.compile(fast) if is_compiled else fast, images)
+    for batch in (images, images.flip(0)):
+        answers, expected = captured(batch), fast(batch)
+        same = logit_sqnr(answers.float(), expected.float()) > 10 if is_compiled else torch.equal(answers, expected)
+        assert same
 
 
 def together(*decibels: float) -> float:

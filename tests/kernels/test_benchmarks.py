@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from psaq_kernels import tuning
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "kernels" / "benchmarks"
@@ -90,16 +93,32 @@ print(float((out[0, : len(expected)] - expected).abs().max() / expected.abs().ma
 """
 
 
-def test_one_command_runs_every_step_and_reports_how_each_ended(tmp_path: Path) -> None:
-    """Without a GPU: its tests skip, tuning refuses, the model runs on the CPU."""
-    steps = ["tests", "tune", "inference"]
-    done = run("on_gpu.py", "--out", str(tmp_path), "--model", "micro_vit", "--images", "1", "--only", *steps)
-    ended = json.loads((tmp_path / "summary.json").read_text())
-    assert [step["step"] for step in ended] == steps
-    codes = {step["step"]: step["code"] for step in ended}
-    assert codes["tests"] == codes["inference"] == 0, done.stdout
-    if codes["tune"]:
-        assert "no GPU" in (tmp_path / "tune.log").read_text()
-        assert done.returncode == 1
-    assert "passed" in (tmp_path / "tests.log").read_text() or "skipped" in (tmp_path / "tests.log").read_text()
-    assert json.loads((tmp_path / "inference" / "run.json").read_text())["results"]["whole"]
+ON_A_CPU = "needs a model on a GPU"
+
+
+def test_a_rehearsal_runs_every_stage_and_a_second_call_goes_on(tmp_path: Path) -> None:
+    """At toy sizes on the CPU, in Triton's interpreter: all but the GPU itself."""
+    pytest.importorskip("triton")
+    first, second = tmp_path / "first", tmp_path / "second"
+    early = ["check", "linear", "density", "inference", "synthesis", "tests", "tune"]
+    done = run("on_gpu.py", "--rehearse", "--minutes", "9", "--out", str(first), "--only", *early)
+    assert done.returncode == 0, done.stdout + done.stderr
+    late = ["linear-tuned", "where", "profile"]
+    again = ["--rehearse", "--minutes", "9", "--continue", str(first), "--out", str(second)]
+    done = run("on_gpu.py", *again, "--only", "check", *late)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((second / "summary.json").read_text())
+    assert {stage["stage"]: stage["verdict"] for stage in summary["stages"]} == dict.fromkeys(early + late, "done")
+    assert summary["checks"]
+    assert summary["wrong"] == []
+    assert all(ON_A_CPU in row["refused"] for row in summary["refused"])
+    assert summary["tests"]["skipped"] > 100
+    assert summary["tuned"] == {"interpreter.json": 1}
+    assert {row["what"] for row in summary["where"]} >= {"machine", "quant_linear", "profile of a synthesis"}
+    files = [path for path in second.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    assert {row["configuration"] for row in rows(second, "quant_linear.csv")} == {"default", "tuned"}
+    assert {(row["variant"], row["way"]) for row in rows(second, "inference.csv")} >= {("W4A8", "compiled")}
+    assert all(float(row["median_us"]) > 0 for row in rows(second, "similarity_density.csv"))
+    assert all(row["torch"] == torch.__version__ for row in rows(second, "synthesis.csv"))
+    assert tuning.read_table(second / "tuned" / "interpreter.json")

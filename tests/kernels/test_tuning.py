@@ -1,8 +1,10 @@
+import importlib
 import importlib.util
 import itertools
 import json
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from psaq_kernels import devices, tuner, tuning
 from psaq_kernels.devices import DeviceLimits
 from psaq_kernels.tunable import CompileRequest, Config, MachineRates, Tunable, Workload, tunables
+from psaq_kernels.workers import CallError
 
 HERE = DeviceLimits("NVIDIA Test 90", "sm_90", 232448)
 CPU = torch.device("cpu")
@@ -33,6 +36,9 @@ class Doubling(Tunable):
     def candidates(self, problem, limits):
         return [Config({"BLOCK": block}, 4, 1) for block in (8, 16, 32, 64)]
 
+    def reckon(self, config, problem, limits):
+        return 1.0
+
     def compile_request(self, problem, config):
         return CompileRequest(None, {}, config.constants, 4, 1)
 
@@ -54,7 +60,6 @@ def empty_tables(tmp_path, monkeypatch):
     monkeypatch.setenv("PSAQ_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(tuning, "device_limits", lambda device: HERE)
-    monkeypatch.setattr(tuner, "device_limits", lambda device: HERE)
     tuning.forget_tables()
     yield
     tuning.forget_tables()
@@ -119,6 +124,15 @@ def test_same_capability_serves_where_the_device_itself_is_missing(other):
 )
 def test_what_does_not_apply_is_not_used(other):
     tuning.merge_into_table(table(), [entry(**other)])
+    assert look_up() == KERNEL.default(PROBLEM, HERE)
+
+
+def test_a_benchmark_can_launch_with_the_defaults_whatever_the_tables_hold(monkeypatch):
+    for folder in (tuning.cache_folder(), tuning.SHIPPED):
+        tuning.merge_into_table(table(folder), [entry()])
+    assert look_up() == TUNED
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "kernels" / "benchmarks")
+    importlib.import_module("settings").launch_with_defaults()
     assert look_up() == KERNEL.default(PROBLEM, HERE)
 
 
@@ -189,34 +203,76 @@ def test_table_name_is_a_plain_file_name(tmp_path):
 # Timing --------------------------------------------------------------------------------------------------------------
 
 
+class Timed:
+    """Answers timings from a function of the configuration's block and of the time it is given."""
+
+    def __init__(self, microseconds):
+        self.microseconds = microseconds
+        self.asked, self.ended = [], 0
+
+    def call(self, function, kernel, problem, config, milliseconds, *, seconds):
+        assert function is tuner.time_configuration
+        self.asked.append((config.constants["BLOCK"], milliseconds))
+        return self.microseconds(config.constants["BLOCK"], milliseconds)
+
+    def end(self):
+        self.ended += 1
+
+
+JOB = tuner.Job(KERNEL, PROBLEM, HERE)
+ACCEPTED = [""] * 4
+
+
 def test_the_fastest_candidate_wins_and_refused_ones_are_passed_over():
-    def clock(launch):
-        block = launch()
+    def microseconds(block, milliseconds):
         if block == 64:
-            raise RuntimeError("out of resource: shared memory")
+            raise CallError("out of resource: shared memory")
         return abs(block - 30.0)
 
-    timings = list(tuner.time_candidates(KERNEL, PROBLEM, CPU, clock))
-    assert [timing.config.constants["BLOCK"] for timing in timings] == [16, 8, 32, 64]
-    assert timings[-1].microseconds is None
-    best = tuner.best_entry(KERNEL, PROBLEM, timings, HERE)
+    caller = Timed(microseconds)
+    timings = list(tuner.time_job(JOB, caller, ACCEPTED))
+    assert [timing.config.constants["BLOCK"] for timing in timings] == [16, 8, 32, 64, 16, 32]
+    assert (timings[3].microseconds, timings[3].refusal) == (None, "out of resource: shared memory")
+    assert caller.ended == 1  # whatever the refused one left behind is gone
+    best = JOB.entry(timings)
     assert (best.config.constants["BLOCK"], best.default_us, best.best_us) == (32, 14.0, 2.0)
     assert (best.bucket, best.device, best.capability) == ("size8", HERE.name, "sm_90")
 
 
-def test_a_refused_default_is_an_error():
-    def clock(launch):
-        raise RuntimeError("no kernel image")
+def test_what_does_not_compile_is_not_launched():
+    caller = Timed(lambda block, milliseconds: float(block))
+    timings = list(tuner.time_job(JOB, caller, ["", "", "does not compile", ""]))
+    assert timings[2].refusal == "does not compile"
+    assert 32 not in {block for block, _ in caller.asked}
 
-    with pytest.raises(tuner.TuningError, match=r"doubling.*no kernel image"):
-        list(tuner.time_candidates(KERNEL, PROBLEM, CPU, clock))
+
+def test_the_fine_round_has_the_last_word():
+    """32 looks best at first; 64, almost as good, is better when looked at longer; 8 is too far behind."""
+    times = {(16, 20): 30.0, (8, 20): 13.0, (32, 20): 10.0, (64, 20): 11.0}
+    times |= {(16, 80): 31.0, (32, 80): 12.0, (64, 80): 9.0}
+    caller = Timed(lambda *asked: times[asked])
+    best = JOB.entry(list(tuner.time_job(JOB, caller, ACCEPTED)))
+    assert (best.config.constants["BLOCK"], best.default_us, best.best_us) == (64, 31.0, 9.0)
 
 
-def test_rates_come_from_the_clock(monkeypatch):
-    monkeypatch.setattr(tuner, "MATMUL_SIZE", 64)
-    monkeypatch.setattr(tuner, "COPY_BYTES", 1 << 10)
+@pytest.mark.parametrize("reasons", [ACCEPTED, ["too many registers", "", "", ""]])
+def test_a_refused_default_is_an_error(reasons):
+    def microseconds(*_):
+        raise CallError("no kernel image")
 
-    def clock(launch):
+    with pytest.raises(tuner.TuningError, match=rf"doubling.*{reasons[0] or 'no kernel image'}"):
+        list(tuner.time_job(JOB, Timed(microseconds), reasons))
+
+
+def test_what_the_model_gives_no_chance_is_left_out_but_for_the_default(monkeypatch):
+    monkeypatch.setattr(Doubling, "reckon", lambda self, config, problem, limits: float(config.constants["BLOCK"]))
+    assert [config.constants["BLOCK"] for config in JOB.configs] == [16, 8]
+    monkeypatch.setattr(Doubling, "reckon", lambda self, config, problem, limits: 100.0 + config.constants["BLOCK"])
+    assert [config.constants["BLOCK"] for config in JOB.configs] == [16, 8, 32]
+
+
+def test_rates_come_from_the_clock():
+    def clock(launch, milliseconds):
         launch()
         return 2.0
 
@@ -262,26 +318,38 @@ def registered_kernels():
     return tunables() if importlib.util.find_spec("triton") else []
 
 
+class InThisProcess:
+    """A caller without a process of its own."""
+
+    def call(self, function, *arguments, seconds):
+        return function(*arguments)
+
+    def end(self):
+        pytest.fail("no timing was refused")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 @pytest.mark.parametrize("kernel", registered_kernels(), ids=lambda kernel: kernel.name)
 def test_every_kernel_can_be_tuned(kernel, monkeypatch):
     """From a model's shapes to a table's entry that the next launch finds, with the interpreter for a GPU."""
-    for number in ("density_tunables.EXAMPLE_BANDWIDTH", "density_tunables.EXAMPLE_POINTS", "tuner.MATMUL_SIZE"):
+    for number in ("density_tunables.EXAMPLE_BANDWIDTH", "density_tunables.EXAMPLE_POINTS"):
         monkeypatch.setattr(f"psaq_kernels.{number}", 16)
     tiny = Workload("tiny", features=((1, 1, 4, 16),), linears=((3, 32, 32),))
     calls = []
 
-    def clock(launch):
+    def clock(launch, milliseconds):
         launch()
         calls.append(launch)
         return 100.0 - len(calls)
 
-    rates = tuner.measure_rates(CPU, lambda launch: 1.0)
+    monkeypatch.setattr(tuner, "gpu_clock", clock)
+    rates = tuner.measure_rates(CPU, lambda launch, milliseconds: 1.0)
     problems = kernel.problems(tiny)
     assert problems
     for problem in problems[:2]:
-        timings = list(tuner.time_candidates(kernel, problem, CPU, clock))
-        best = tuner.best_entry(kernel, problem, timings, HERE)
+        job = tuner.Job(kernel, problem, HERE)
+        timings = list(tuner.time_job(job, InThisProcess(), [""] * len(job.configs)))
+        best = job.entry(timings)
         assert best.config == timings[-1].config
         assert kernel.bound(problem, rates) > 0
         tuning.merge_into_table(table(), [best])
