@@ -13,12 +13,26 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.files import read_safetensors
+from psaq.models.data import DataConfig, data_config
+from psaq.models.heads import classes_or_none, num_classes
 from psaq.models.micro import MICRO_MODELS, micro_architecture, micro_weights
+
+__all__ = [
+    "TABLE1_MODELS",
+    "DataConfig",
+    "ModelSource",
+    "build_model",
+    "classes_or_none",
+    "data_config",
+    "load_model",
+    "model_source",
+    "named_source",
+    "num_classes",
+]
 
 TABLE1_MODELS = {
     "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
@@ -42,17 +56,6 @@ class ModelSource:
     """The timm model name, tag included."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for ``timm.create_model``; JSON types only."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How a model wants its images: size in pixels, interpolation, crop, and per-channel mean and std of [0, 1]."""
-
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
 
 
 def load_model(model: str | nn.Module, weights: Path | str | None = None, **architecture: Any) -> nn.Module:
@@ -108,31 +111,8 @@ def model_source(model: nn.Module) -> ModelSource | None:
     config = getattr(model, "pretrained_cfg", None) or {}
     if not config.get("architecture"):
         return None
-    guess = ModelSource(config["architecture"], config["architecture"], {"num_classes": num_classes(model)})
+    guess = ModelSource(config["architecture"], config["architecture"], {"num_classes": classes_or_none(model) or 0})
     return guess if _same_shapes(model, guess) else None
-
-
-def data_config(model: nn.Module) -> DataConfig:
-    """The preprocessing the model was trained for, from its own timm configuration."""
-    config = resolve_model_data_config(model)
-    # A model built for another size keeps its published configuration, but its patch embedding knows.
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = built_for or config["input_size"][-2:]
-    return DataConfig(
-        image_size=(height, width),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
-    )
-
-
-def num_classes(model: nn.Module) -> int:
-    """The number of classes the model's head tells apart. Raises PsaqError where the model names none."""
-    classes = getattr(model, "num_classes", None)
-    if not isinstance(classes, int) or classes < 1:
-        raise PsaqError(f"{type(model).__name__}: names no number of classes; pass a classifier with num_classes ≥ 1")
-    return classes
 
 
 def _remember(model: nn.Module, source: ModelSource) -> nn.Module:
