@@ -23,7 +23,7 @@ def is_transformers_name(name: str) -> bool:
 def place_of(name: str) -> str:
     """The folder or the hub's name. Raises PsaqError for a folder that is not there."""
     place = name.removeprefix(_SCHEME)
-    if Path(place).is_dir():
+    if place and Path(place).is_dir():
         if not (Path(place) / "config.json").is_file():
             raise PsaqError(f"model {name!r}: the folder has no config.json; name one that save_pretrained wrote")
     elif not place or place.startswith(("/", ".", "~")) or place.count("/") > 1:

@@ -46,10 +46,9 @@ def build_transformers(name: str, architecture: str, options: Mapping[str, Any])
         raise PsaqError(f"model {name!r}: transformers has no model {architecture!r}; upgrade transformers")
     try:
         config = architecture_class.config_class.from_dict(_without_elsewhere(options["config"]))
-        attention = options.get("attention")
-        choice = {"attn_implementation": attention} if attention in _ATTENTION else {}
+        attention = {part: name for part, name in options.get("attention", {}).items() if name in _ATTENTION}
         with quietly():
-            return architecture_class._from_config(config, **choice)
+            return architecture_class._from_config(config, attn_implementation=attention)
     except Exception as error:  # every class checks its configuration in its own way
         raise PsaqError(
             f"model {name!r}: transformers cannot build {architecture} from its configuration ({first_line(error)})"
@@ -61,8 +60,14 @@ def described_config(config: Any, model: nn.Module | None = None) -> dict[str, A
     described = _without_elsewhere(json.loads(config.to_json_string(use_diff=False)))
     if model is not None:
         described["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    attention = getattr(config, "_attn_implementation", None)
-    return {"config": described, **({"attention": attention} if attention in _ATTENTION else {})}
+    return {"config": described, "attention": _attention(config)}
+
+
+def _attention(config: Any) -> dict[str, str]:
+    """Which of transformers' attentions each part of a model uses, "" being the whole."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    used = {name: getattr(part, "_attn_implementation", None) for name, part in {"": config, **parts}.items()}
+    return {name: attention for name, attention in used.items() if attention in _ATTENTION}
 
 
 @contextmanager

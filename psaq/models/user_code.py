@@ -59,7 +59,8 @@ def _executed(file: Path) -> Any:
 def _function(module: Any, name: str, called: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        functions = (value for value in vars(module).values() if inspect.isfunction(value))
+        own = [value.__name__ for value in functions if value.__module__ == module.__name__]
         raise PsaqError(f"model {called!r}: has no function {name!r}; its functions are {', '.join(own) or 'none'}")
     return function
 
