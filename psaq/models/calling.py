@@ -25,7 +25,7 @@ def takes(model: nn.Module) -> Takes:
         return told
     if isinstance(model, DETECTORS):
         return "list"
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = _parameters(model)
     if any(parameter.name == _PIXELS for parameter in parameters):
         return _PIXELS
     return "list" if parameters and _is_list(parameters[0].annotation) else "batch"
@@ -72,6 +72,14 @@ def _parts(output: Any) -> list[Any]:
     if is_dataclass(output) and not isinstance(output, type):
         return [getattr(output, field.name) for field in fields(output)]
     return list(output) if isinstance(output, tuple | list) else []
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """What a forward takes; nothing of one that is not written in Python."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
 
 
 def _is_list(annotation: Any) -> bool:

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
     Raises:
         PsaqError: a file that cannot be read, or would run code; tensors that do not fit or hold NaN.
     """
+    if not isinstance(path, str | PathLike):
+        raise PsaqError(f"weights {path!r}: must be the path of a file (.safetensors, .pth, .pt, .bin)")
     path = Path(path)
     entries, tensors = _unnested(read_checkpoint(path), path)
     prefix = _prefix(tensors, model)

@@ -67,6 +67,13 @@ def test_the_forward_says_what_a_model_takes(build, expected):
     assert takes(build()) == expected
 
 
+def test_a_forward_that_is_not_pythons_takes_a_batch():
+    class Opaque(nn.Module):
+        forward = max
+
+    assert takes(Opaque()) == "batch"
+
+
 def test_what_was_told_counts_first():
     model = Batch()
     model.psaq_takes = "list"

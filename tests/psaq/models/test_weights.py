@@ -123,6 +123,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path, name):
         load_weights(Own(), tmp_path / name)
 
 
+def test_what_is_no_path_is_named():
+    with pytest.raises(PsaqError, match="weights 5: must be the path of a file"):
+        load_weights(Own(), 5)
+
+
 @pytest.mark.parametrize("content", [{"epoch": 3, "optimizer": {}}, [1, 2], {}])
 def test_a_file_without_weights_says_what_it_holds(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
