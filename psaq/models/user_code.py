@@ -5,7 +5,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def _importing_beside(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(file.parent))
+        with suppress(ValueError):  # the file may have tidied up itself
+            sys.path.remove(str(file.parent))
 
 
 @contextmanager
