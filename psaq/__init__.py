@@ -7,6 +7,7 @@ from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.description import describe
 from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
 from psaq.quantization.checkpoint import load, save
@@ -32,6 +33,7 @@ __all__ = [
     "SyntheticImages",
     "capture",
     "deploy",
+    "describe",
     "evaluate",
     "gaussian_images",
     "imagenet",

@@ -1,10 +1,15 @@
 """Files that are whole or absent: safetensors, JSON and CSV, written beside their name and renamed into place."""
 
+import argparse
 import csv
 import io
 import json
 import os
+import pickle
+import re
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,8 @@ from safetensors.torch import save_file
 from psaq.errors import PsaqError
 
 FORMAT_VERSION = 1
+PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
+"""The endings of files that torch.save wrote."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -122,6 +129,40 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise PsaqError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise PsaqError(f"{path}: is truncated or not a safetensors file ({error})") from error
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a user's weight file holds: a safetensors file's tensors, or what torch.save wrote (.pth, .pt, .bin, .ckpt).
+
+    Only tensors and plain containers are read; a pickle that asks for anything else is refused before it runs.
+
+    Raises:
+        PsaqError: the file is absent or damaged, or would run code.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICKLED:
+        return read_safetensors(path)[0]
+    if not path.is_file():
+        raise PsaqError(f"{path}: there is no such file")
+    try:
+        # Training scripts keep their command line beside the weights: a Namespace holds values and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # torch doubts pickles of other protocols than its own; what it cannot read is an error all the same.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        more = f", it asks for {wanted[1]}" if wanted else ""
+        raise PsaqError(
+            f"{path}: is no plain file of weights{more}; nothing of it was run. Where you trust it, load it yourself "
+            "and save its state_dict() as safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise PsaqError(f"{path}: is damaged or was not written by torch.save ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str], kind: str) -> None:

@@ -1,5 +1,6 @@
-"""One look for every progress bar."""
+"""What a long step shows on standard error: progress bars of one look, and a word between them."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,12 @@ def progress_bar(
     """
     options: dict[str, Any] = {"desc": description, "total": total, "unit": unit, "initial": initial}
     return tqdm(iterable, **options, dynamic_ncols=True, disable=not (enabled and is_first()), smoothing=0.1)
+
+
+def note(text: str) -> None:
+    """One line on standard error, once whatever the number of processes, and never across a bar."""
+    if is_first():
+        tqdm.write(f"psaq: {text}", file=sys.stderr)
 
 
 def count_as_done(bar: "tqdm[Any]", units: int) -> None:

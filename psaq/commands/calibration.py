@@ -65,7 +65,7 @@ class Calibrating:
 
     def folder(self, command: str) -> Path:
         """Where the run goes."""
-        return self.out or Path("runs") / f"{command}-{self.model.model}-{self.precision}"
+        return self.out or Path("runs") / f"{command}-{self.model.label}-{self.precision}"
 
     def check(self, model: nn.Module, recipe: Recipe) -> None:
         """Raise PsaqError for whatever can be seen to be wrong before the folder is made and images are synthesised."""

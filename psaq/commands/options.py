@@ -1,5 +1,6 @@
 """Option groups that several commands share."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from psaq.errors import PsaqError
-from psaq.models.zoo import build_model, load_model, named_source
+from psaq.models.zoo import fresh_model, load_model
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -18,9 +19,10 @@ class ModelOptions:
     """Which model, with which weights, on which device."""
 
     model: str = "micro_vit"
-    """A Table 1 name, any timm tag, or a bundled model (micro_vit, micro_swin)."""
+    """A Table 1 name, any timm tag, a bundled model (micro_vit, micro_swin), transformers:NAME-OR-FOLDER for a model of
+    transformers in safetensors, or FILE.py:FUNCTION for a function of yours that returns a torch.nn.Module."""
     weights: Path | None = None
-    """A local safetensors file; without it the published weights are used."""
+    """A local file of weights (.safetensors, .pth, .pt, .bin); without it the published ones are used."""
     num_classes: int | None = None
     """The class count the weights were trained for, where it is not the model's usual one."""
     image_size: int | None = None
@@ -28,18 +30,23 @@ class ModelOptions:
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
+    @property
+    def label(self) -> str:
+        """The model's name as a part of a file's: of a path its end."""
+        return re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2])
+
     def load(self) -> nn.Module:
         """The model on its device. Raises PsaqError as `load_model` does."""
         model = load_model(self.model, self.weights, **self._architecture())
         return model.to(choose_device(self.device))
 
     def build(self) -> nn.Module:
-        """The model on its device with random weights, for inference. Nothing is downloaded.
+        """The model on its device with random weights, for inference; no weights are downloaded.
 
         Raises:
             PsaqError: the model is unknown, or the device is not there.
         """
-        model = build_model(named_source(self.model, self._architecture()))
+        model = fresh_model(self.model, self._architecture())
         return model.eval().requires_grad_(False).to(choose_device(self.device))
 
     def _architecture(self) -> dict[str, Any]:

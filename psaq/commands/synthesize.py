@@ -42,7 +42,7 @@ class Synthesize:
     scales_out = True
 
     def run(self) -> None:
-        folder = self.out or Path("runs") / f"synthesize-{self.model.model}-seed{self.synthesis.seed}"
+        folder = self.out or Path("runs") / f"synthesize-{self.model.label}-seed{self.synthesis.seed}"
         with together():
             model = self.model.load()
             run = RunFolder(

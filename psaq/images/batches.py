@@ -10,25 +10,28 @@ from psaq.errors import PsaqError
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
 
-Images = Float[Tensor, "images 3 height width"]
+Images = Float[Tensor, "images channels height width"]
 CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
 
 
-def image_batches(images: CalibrationImages, batch_size: int, like: Tensor | None = None) -> Iterator[Images]:
+def image_batches(
+    images: CalibrationImages, batch_size: int, like: Tensor | None = None, channels: int | None = 3
+) -> Iterator[Images]:
     """Batches of at most ``batch_size`` images in the model's normalised space, in order.
 
     Args:
         like: a parameter of the model that shall take them, whose device and type they get.
+        channels: how many the model takes (`data_config`); None where any will do.
 
     Raises:
-        PsaqError: no image at all, a path in their place, not (images, 3, height, width), or NaN and infinity among
-            the pixels.
+        PsaqError: no image at all, a path in their place, not (images, channels, height, width), or NaN and infinity
+            among the pixels.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise PsaqError(f"batch_size {batch_size}: must be a whole number, at least 1")
     count = 0
     for source in _tensors(images):
-        _check_images(source)
+        _check_images(source, channels)
         for batch in source.split(batch_size):
             if len(batch):
                 count += len(batch)
@@ -41,8 +44,8 @@ def gaussian_images(model: nn.Module, count: int, seed: int = 0) -> Images:
     """Standard normal noise of the model's input size, in its normalised space: Table 1's "Gaussian"."""
     if count < 1:
         raise PsaqError(f"{count} images: must be at least 1")
-    height, width = data_config(model).image_size
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    config = data_config(model)
+    return torch.randn(count, config.channels, *config.image_size, generator=torch.Generator().manual_seed(seed))
 
 
 def _tensors(images: CalibrationImages) -> Iterator[Tensor]:
@@ -59,13 +62,21 @@ def _tensors(images: CalibrationImages) -> Iterator[Tensor]:
             yield batch[0] if isinstance(batch, list | tuple) else batch
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, channels: int | None) -> None:
+    shape = f"(images, {channels or 'channels'}, height, width)"
     if not isinstance(images, Tensor):
-        raise PsaqError(f"images hold a {type(images).__name__}: a batch must be a tensor (images, 3, height, width)")
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise PsaqError(
-            f"images of shape {tuple(images.shape)} and type {images.dtype}: must be floating point "
-            "(images, 3, height, width), normalised as the model wants them"
-        )
+        raise PsaqError(f"images hold a {type(images).__name__}: a batch must be a tensor {shape}")
+    if images.ndim != 4 or channels not in (None, images.shape[1]):
+        raise PsaqError(f"images of shape {tuple(images.shape)}: must be {shape}{_way_out(images, channels)}")
+    if not images.is_floating_point():
+        raise PsaqError(f"images of type {images.dtype}: must be floating point, normalised as the model wants them")
     if not torch.isfinite(images).all():
         raise PsaqError("images: hold NaN or infinity; synthesise or load them anew")
+
+
+def _way_out(images: Tensor, channels: int | None) -> str:
+    if images.ndim == 3 and channels in (None, images.shape[0]):
+        return "; a single image is images[None]"
+    if images.ndim == 4 and channels == images.shape[-1]:
+        return "; their channels come last: images.permute(0, 3, 1, 2)"
+    return ""

@@ -32,7 +32,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 height width"], int]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "channels height width"], int]:
         path, label = self.samples[index]
         return self.preprocess(read_image(path, str(path))), label
 

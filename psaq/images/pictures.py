@@ -19,7 +19,7 @@ def load_pictures(
     model: nn.Module,
     count: int | None = None,
     crop_pct: float | None = None,
-) -> Float[Tensor, "images 3 height width"]:
+) -> Float[Tensor, "images channels height width"]:
     """Pictures resized, cropped and normalised for ``model``.
 
     Args:
@@ -59,11 +59,19 @@ def _spread(files: list[Path], count: int) -> list[Path]:
     return [files[index * len(files) // count] for index in range(count)]
 
 
-def normalised_for(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "images 3 height width"]:
-    """Synthesised images in ``model``'s normalised space, where they were made for another model's."""
+def normalised_for(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "images channels height width"]:
+    """Synthesised images in ``model``'s normalised space, where they were made for another model's.
+
+    Raises:
+        PsaqError: they have other channels than the model takes.
+    """
     config = data_config(model)
     if (images.mean, images.std) == (config.mean, config.std):
         return images.images
+    if len(images.mean) != config.channels:
+        raise PsaqError(
+            f"images of {len(images.mean)} channels: the model takes {config.channels}; synthesise them from this model"
+        )
     mean, std, new_mean, new_std = (
         torch.tensor(values)[:, None, None] for values in (images.mean, images.std, config.mean, config.std)
     )

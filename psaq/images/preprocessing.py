@@ -15,6 +15,8 @@ from torchvision.transforms import functional
 from psaq.errors import PsaqError
 from psaq.models.zoo import DataConfig, data_config
 
+_MODES = {1: "L", 3: "RGB"}
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -22,18 +24,25 @@ class Preprocessing:
 
     The shorter side is resized to floor(size / crop_pct). An image that is at most a pixel larger is cropped as it
     is: resampling would only blur it. Where the crop cannot lie in the very centre, it lies half a pixel up and left.
+    For a model of one channel the picture turns grey.
 
     Raises:
-        PsaqError: ``crop_pct`` outside of (0, 1].
+        PsaqError: ``crop_pct`` outside of (0, 1], or channels that no picture has.
     """
 
     config: DataConfig
 
     def __post_init__(self) -> None:
         check_crop_pct(self.config.crop_pct)
+        if self.config.channels not in _MODES:
+            raise PsaqError(
+                f"images of {self.config.channels} channels: a picture file has 1 or 3; "
+                "pass a tensor (images, channels, height, width) in the files' place"
+            )
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        cropped = _centre_crop(self._resized(image), self.config.image_size)
+    def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        coloured = image.convert(_MODES[self.config.channels])
+        cropped = _centre_crop(self._resized(coloured), self.config.image_size)
         return functional.normalize(functional.to_tensor(cropped), self.config.mean, self.config.std)
 
     def _resized(self, image: Image.Image) -> Image.Image:

@@ -23,26 +23,26 @@ class SyntheticImages:
     """Images in a model's normalised space, with their labels and history.
 
     Attributes:
-        images: (images, 3, height, width), normalised by ``mean`` and ``std``.
+        images: (images, channels, height, width), normalised by ``mean`` and ``std``.
         labels: the class each image was synthesised for.
         mean, std: per channel, of pixel values in [0, 1].
         history: loss name → its value at every step, averaged over images: (batches, steps).
-        film: the first images in true colours at a few steps: (frames, images, 3, height, width).
+        film: the first images in true colours at a few steps: (frames, images, channels, height, width).
         provenance: model, configuration, seed and versions; JSON types only.
     """
 
-    images: Float[Tensor, "images 3 height width"]
+    images: Float[Tensor, "images channels height width"]
     labels: Int[Tensor, "images"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     history: dict[str, Float[Tensor, "batches steps"]] = field(default_factory=dict)
-    film: UInt8[Tensor, "frames images 3 height width"] | None = None
+    film: UInt8[Tensor, "frames images channels height width"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def true_colours(self) -> UInt8[Tensor, "images 3 height width"]:
+    def true_colours(self) -> UInt8[Tensor, "images channels height width"]:
         """The images as a screen shows them: the model's mean and std undone."""
         return true_colours(self.images, self.mean, self.std)
 
@@ -96,14 +96,15 @@ def load_images(path: Path | str) -> SyntheticImages:
 
 
 def true_colours(
-    images: Float[Tensor, "*batch 3 height width"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> UInt8[Tensor, "*batch 3 height width"]:
+    images: Float[Tensor, "*batch channels height width"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> UInt8[Tensor, "*batch channels height width"]:
     """Undo a normalisation: [0, 1] times 255, rounded, out-of-range values clamped."""
     pixels = images.detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_picture(path: Path, picture: UInt8[Tensor, "3 height width"]) -> None:
-    """Write one image as PNG, whole or not at all."""
-    image = Image.fromarray(rearrange(picture, "c h w -> h w c").numpy())
+def save_picture(path: Path, picture: UInt8[Tensor, "channels height width"]) -> None:
+    """Write one image as PNG, whole or not at all: its first three channels in colours, a single one in greys."""
+    shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
+    image = Image.fromarray(rearrange(shown, "c h w -> h w c").numpy())
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from timm.data import ImageNetInfo
 from torch import nn
 
 from psaq.errors import PsaqError
+from psaq.models.transformers_data import is_transformers
 from psaq.models.zoo import num_classes
 
 IMAGENET_CLASSES = 1000
@@ -15,9 +17,9 @@ IMAGENET_CLASSES = 1000
 def class_names(model: nn.Module) -> list[str]:
     """The names of a model's classes: its own, ImageNet's for one of 1000 classes, else "class 0", "class 1", …"""
     count = num_classes(model)
-    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    if own is not None and len(own) == count:
-        return list(own)
+    own = _own_names(model)
+    if len(own) == count:
+        return own
     if count == IMAGENET_CLASSES:
         return list(_imagenet_names())
     return [f"class {index}" for index in range(count)]
@@ -39,6 +41,15 @@ def find_class(names: Sequence[str], wanted: str) -> int:
         several = f"means {', '.join(names[index] for index in found[:4])}" if found else "is none of the model's"
         raise PsaqError(f"class {wanted!r}: {several}; give a name or a number from 0 to {len(names) - 1}")
     return found[0]
+
+
+def _own_names(model: nn.Module) -> list[str]:
+    """What timm's or transformers' configuration calls the classes; nothing where it only numbers them."""
+    if is_transformers(model):
+        config: Any = model.config
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    return list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
 
 
 @cache

@@ -1,6 +1,7 @@
 """Picture files from anywhere: found, ordered, spread, refused by name."""
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -62,3 +63,26 @@ def test_synthesised_images_of_another_normalisation_keep_their_colours(vit):
     moved = normalised_for(vit, others)
     colours = SyntheticImages(moved, others.labels, config.mean, config.std).true_colours()
     assert (colours.int() - others.true_colours().int()).abs().max() <= 1
+
+
+def _model(channels):
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=channels)
+
+
+def test_a_model_of_one_channel_sees_greys(folder):
+    images = load_pictures(folder, _model(1))
+    assert images.shape == (4, 1, 32, 32)
+    red, blue = images[0].mean() * 0.5 + 0.5, images[2].mean() * 0.5 + 0.5
+    assert red == pytest.approx((0.299 * 120 + 0.114 * 135) / 255, abs=0.01), "3.webp"
+    assert blue == pytest.approx(0.114, abs=0.01), "2.png is blue"
+
+
+def test_channels_that_no_picture_has_are_refused(folder):
+    with pytest.raises(PsaqError, match="images of 4 channels: a picture file has 1 or 3; pass a tensor"):
+        load_pictures(folder, _model(4))
+
+
+def test_synthesised_images_of_other_channels_are_refused(vit):
+    grey = SyntheticImages(torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.long), (0.5,), (0.5,))
+    with pytest.raises(PsaqError, match="images of 1 channels: the model takes 3"):
+        normalised_for(vit, grey)

@@ -45,3 +45,13 @@ def test_colours_beyond_black_and_white_are_clamped():
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(PsaqError, match=r"images\.safetensors.*no such file"):
         load_images(tmp_path)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (4, [0, 1, 2]), (6, [0, 1, 2])])
+def test_images_of_any_channels_come_back_and_show_what_a_screen_can(tmp_path, channels, shown):
+    pixels = torch.rand(1, channels, 4, 5, generator=torch.Generator().manual_seed(0))
+    images = SyntheticImages(pixels, torch.zeros(1, dtype=torch.long), (0.0,) * channels, (1.0,) * channels)
+    images.save(tmp_path)
+    assert torch.equal(load_images(tmp_path).images, pixels)
+    picture = np.asarray(Image.open(tmp_path / "images" / "0000_class0.png"))
+    assert np.array_equal(picture.transpose(2, 0, 1), images.true_colours()[0, shown].numpy())

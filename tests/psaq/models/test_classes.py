@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import transformers
 
 from psaq.errors import PsaqError
 from psaq.models.classes import class_names, find_class
@@ -10,6 +11,20 @@ from psaq.models.classes import class_names, find_class
 def test_a_models_own_names_come_first(vit):
     vit.pretrained_cfg = {**vit.pretrained_cfg, "label_names": [f"shape {index}" for index in range(10)]}
     assert class_names(vit)[3] == "shape 3"
+
+
+def test_transformers_names_count_where_they_say_more_than_a_number():
+    shape = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "image_size": 16,
+    }
+    named = transformers.ViTConfig(**shape, id2label={0: "cell", 1: "platelet"}, label2id={"cell": 0, "platelet": 1})
+    numbered = transformers.ViTConfig(**shape, num_labels=2)
+    models = [transformers.ViTForImageClassification(config) for config in (named, numbered)]
+    assert [class_names(model) for model in models] == [["cell", "platelet"], ["class 0", "class 1"]]
 
 
 def test_imagenet_names_stand_for_1000_classes():

@@ -1,12 +1,18 @@
 """Loading models: names, local files, and what is refused."""
 
+import json
+from dataclasses import asdict
+
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from psaq.errors import PsaqError
 from psaq.models.zoo import (
     TABLE1_MODELS,
+    ModelSource,
     build_model,
     data_config,
     load_model,
@@ -33,6 +39,46 @@ def test_local_weights_load(vit, weights):
 
 def test_a_module_comes_back_as_it_is(vit):
     assert load_model(vit) is vit
+
+
+def test_wrappers_are_opened_and_the_type_stays(vit, capsys):
+    assert load_model(nn.DataParallel(vit.half())) is vit
+    assert next(vit.parameters()).dtype == torch.half
+    assert "took the VisionTransformer out of DataParallel" in capsys.readouterr().err
+
+
+def test_a_built_module_takes_no_options(vit):
+    with pytest.raises(PsaqError, match="num_classes: the VisionTransformer is built already"):
+        load_model(vit, num_classes=3)
+
+
+def test_what_is_neither_name_nor_module_is_named():
+    with pytest.raises(PsaqError, match="model 5: must be a name"):
+        load_model(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 0}),
+        ("swin_tiny_patch4_window7_224", {"img_size": (64, 96), "in_chans": 1, "num_classes": 3}),
+    ],
+)
+def test_a_module_timm_built_for_its_user_has_a_source(name, options):
+    model = timm.create_model(name, **options).eval()
+    rebuilt = build_model(ModelSource(**json.loads(json.dumps(asdict(model_source(model))))))
+    rebuilt.load_state_dict(model.state_dict())
+    images = torch.rand(1, data_config(model).channels, *data_config(model).image_size)
+    assert torch.equal(rebuilt(images), model(images))
+
+
+def test_a_module_that_pools_otherwise_has_no_source():
+    """Its weights have the same shapes, its output has not."""
+    assert model_source(timm.create_model("vit_tiny_patch16_224", depth=12, num_classes=0, global_pool="")) is None
+
+
+def test_a_source_of_an_earlier_version_is_timms():
+    assert ModelSource("a", "vit_tiny_patch16_224", {}).kind == "timm"
 
 
 def test_the_pinned_tags_are_known_to_timm():

@@ -1,0 +1,32 @@
+"""How many classes a model tells apart, where it does."""
+
+from torch import nn
+
+from psaq.errors import PsaqError
+from psaq.models.calling import takes
+from psaq.models.torchvision_models import torchvision_classes
+from psaq.models.transformers_data import is_transformers
+
+_CLASSIFIER = "ForImageClassification"
+_CLASSIFYING = ("classes", "classification")
+
+
+def num_classes(model: nn.Module) -> int:
+    """The number of classes the model's head tells apart. Raises PsaqError where the model names none."""
+    classes = classes_or_none(model)
+    if classes is None:
+        raise PsaqError(f"{type(model).__name__}: names no number of classes; pass a classifier with num_classes ≥ 1")
+    return classes
+
+
+def classes_or_none(model: nn.Module) -> int | None:
+    """The number of classes of a classifier; None of an encoder, a segmenter, a detector, or a head of no class."""
+    if getattr(model, "psaq_task", "classes") not in _CLASSIFYING or takes(model) == "list":
+        return None
+    if is_transformers(model):
+        config = model.config
+        return int(config.num_labels) if _CLASSIFIER in type(model).__name__ else None  # type: ignore[union-attr, arg-type]
+    classes = getattr(model, "num_classes", None)
+    if not isinstance(classes, int):
+        return torchvision_classes(model)
+    return classes if classes >= 1 else None

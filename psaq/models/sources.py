@@ -1,0 +1,111 @@
+"""What it takes to build a model again: which library, which architecture, which options."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+from psaq.errors import PsaqError
+from psaq.models.heads import classes_or_none
+from psaq.models.image_format import input_channels
+from psaq.models.timm_data import built_for
+from psaq.models.transformers_data import is_transformers
+from psaq.models.transformers_library import build_transformers, described_config, exported_class
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What it takes to build a model's architecture again, without its weights."""
+
+    name: str
+    """What the user called it."""
+    architecture: str
+    """The timm model name, tag included, or the name of transformers' class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for ``timm.create_model``, or transformers' configuration; JSON types only."""
+    kind: Literal["timm", "transformers"] = "timm"
+    """The library that builds it."""
+
+
+def build_model(source: ModelSource) -> nn.Module:
+    """The architecture with fresh weights; nothing is downloaded and no code but the libraries' is run.
+
+    Raises:
+        PsaqError: the library refuses the options, or is not there.
+    """
+    if source.kind == "transformers":
+        return remember(build_transformers(source.name, source.architecture, source.options), source).eval()
+    if source.kind != "timm":
+        raise PsaqError(f"model {source.name!r}: {source.kind!r} builds it, which is unknown here; upgrade psaq")
+    try:
+        model = timm.create_model(source.architecture, pretrained=False, **source.options)
+    except (RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
+        raise PsaqError(f"model {source.name!r}: timm cannot build it with {source.options} ({error})") from error
+    return remember(model, source).eval()
+
+
+def model_source(model: nn.Module) -> ModelSource | None:
+    """How to build ``model`` again without its weights; None where a module of the user's own cannot be."""
+    known = getattr(model, "psaq_source", None)
+    if known is not None:
+        return known
+    guess = _transformers_guess(model) if is_transformers(model) else _timm_guess(model)
+    return guess if guess is not None and _builds(guess, model) else None
+
+
+def remember(model: nn.Module, source: ModelSource) -> nn.Module:
+    """The model, which now knows where it comes from."""
+    model.psaq_source = source  # type: ignore[assignment]
+    return model
+
+
+def _transformers_guess(model: nn.Module) -> ModelSource | None:
+    name = type(model).__name__
+    if exported_class(name) is not type(model):
+        return None
+    return ModelSource(f"transformers:{name}", name, described_config(model.config, model), "transformers")
+
+
+def _timm_guess(model: nn.Module) -> ModelSource | None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture")
+    return ModelSource(name, name, dict(_timm_options(model, config))) if name else None
+
+
+def _timm_options(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of timm beside the name, as far as the model shows it."""
+    published = config.get("input_size") or (3, None, None)
+    channels, size = input_channels(model, published[0]), built_for(model)
+    options: dict[str, Any] = {"num_classes": classes_or_none(model) or 0}
+    if channels != published[0]:
+        options["in_chans"] = channels
+    if size is not None and size != tuple(published[1:]):
+        options["img_size"] = list(size)
+    return options
+
+
+def _builds(source: ModelSource, model: nn.Module) -> bool:
+    """Whether a source gives this very architecture."""
+    try:
+        with torch.device("meta"):
+            rebuilt = build_model(source)
+    except PsaqError:
+        return False
+    pooled = getattr(model, "global_pool", None) == getattr(rebuilt, "global_pool", None)
+    return type(rebuilt) is type(model) and pooled and _shapes(model) == _shapes(rebuilt) and _is_json(source)
+
+
+def _is_json(source: ModelSource) -> bool:
+    try:
+        json.dumps(source.options)
+    except TypeError:
+        return False
+    return True
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}

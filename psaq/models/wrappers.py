@@ -1,0 +1,26 @@
+"""What stands around a model without being part of it: torch.compile's, DataParallel's, DDP's modules."""
+
+import sys
+
+from torch import nn
+
+from psaq.progress import note
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside any number of wrappers, which is said in a line; without one the model itself."""
+    opened = []
+    while (inner := _inside(model)) is not None:
+        opened.append(type(model).__name__)
+        model = inner
+    if opened:
+        note(f"took the {type(model).__name__} out of {', '.join(opened)}")
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module
+    # A compiled module cannot be there before its class was imported, which takes a second that few need.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return model._orig_mod if compiler is not None and isinstance(model, compiler.OptimizedModule) else None
