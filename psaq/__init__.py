@@ -11,10 +11,11 @@ from psaq.models.description import describe
 from psaq.models.features import patch_features
 from psaq.models.zoo import load_model
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.deployment.cuda_graph import CapturedModel, capture
 from psaq.quantization.deployment.deploy import IntegerModel, deploy
 from psaq.quantization.deployment.simulate import simulate
-from psaq.quantization.pipeline import quantize
-from psaq.quantization.cuda_graph import CapturedModel, capture
+from psaq.quantization.hugging_face.registration import register_with_transformers
+from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate",
     "gaussian_images",
     "imagenet",
+    "left_out",
     "load",
     "load_images",
     "load_model",
@@ -48,3 +50,5 @@ __all__ = [
     "simulate",
     "synthesize",
 ]
+
+register_with_transformers()

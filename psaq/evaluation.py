@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
+from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 
 Logits = Float[Tensor, "images classes"]
@@ -22,25 +23,36 @@ class Report:
     """How a model did on a labelled dataset, and how it compares with a reference."""
 
     top1: float
-    """Images whose most likely class is right, in percent."""
+    """Images whose most likely class is right, in percent; NaN of a model without classes."""
     top5: float
-    """Images whose class is among the five most likely, in percent."""
+    """Images whose class is among the five most likely, in percent; NaN of a model without classes."""
     n: int
     """Number of images."""
     agreement: float | None = None
-    """Images of which the reference predicts the same class, in percent; None without a reference."""
+    """Images of which the reference predicts the same class, in percent; None without a reference or classes."""
     logit_sqnr: float | None = None
-    """Signal to quantisation noise over all logits, 10·log10(Σ ref² / Σ (ref − q)²), in dB; inf where equal."""
+    """Signal to quantisation noise over all logits, or over the answers of a model without classes,
+    10·log10(Σ ref² / Σ (ref − q)²), in dB; inf where equal."""
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The figures by name, for JSON and CSV."""
-        return asdict(self)
+        """The figures by name, for JSON and CSV; None for what there is not."""
+        return {
+            name: None if value is not None and math.isnan(value) else value for name, value in asdict(self).items()
+        }
 
     def __str__(self) -> str:
-        text = f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"
-        if self.agreement is not None:
-            text += f", agreement {self.agreement:.1f} %, logit SQNR {self.logit_sqnr:.1f} dB"
-        return f"{text} ({self.n} images)"
+        figures = [
+            ("top-1", self.top1, ".2f", " %"),
+            ("top-5", self.top5, ".2f", " %"),
+            ("agreement", self.agreement, ".1f", " %"),
+            ("SQNR" if math.isnan(self.top1) else "logit SQNR", self.logit_sqnr, ".1f", " dB"),
+        ]
+        known = [
+            f"{name} {value:{digits}}{unit}"
+            for name, value, digits, unit in figures
+            if value is not None and not math.isnan(value)
+        ]
+        return f"{', '.join(known) or 'no classes and no reference'} ({self.n} images)"
 
 
 def evaluate(
@@ -61,20 +73,21 @@ def evaluate(
     Raises:
         PsaqError: an empty dataset, an unreadable image, a label that is no class of the model, logits with NaN.
     """
-    logits, labels = collect_logits(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+    answers = Answering(model)
+    logits, labels = collect_logits(answers, dataset, batch_size=batch_size, workers=workers, progress=progress)
     if isinstance(reference, nn.Module):
         reference, _ = collect_logits(
             reference, dataset, batch_size=batch_size, workers=workers, progress=progress, description="Reference"
         )
-    return compare(logits, labels, reference)
+    return compare(logits, labels, reference, answers.has_classes)
 
 
-def compare(logits: Logits, labels: Int[Tensor, "images"], reference: Logits | None = None) -> Report:
-    """The report on logits that are already there. Raises PsaqError where the shapes do not match."""
-    _check_labels(labels, logits.shape[1])
-    predicted = most_likely(logits, 5)
-    hits = predicted == labels[:, None]
-    report = Report(_percent(hits[:, 0]), _percent(hits.any(1)), len(labels))
+def compare(
+    logits: Logits, labels: Int[Tensor, "images"], reference: Logits | None = None, has_classes: bool = True
+) -> Report:
+    """The report on logits, or on other answers, that are already there. Raises PsaqError where the shapes do not
+    match."""
+    report = _accuracy(logits, labels) if has_classes else Report(math.nan, math.nan, len(logits))
     if reference is None:
         return report
     if reference.shape != logits.shape:
@@ -82,8 +95,16 @@ def compare(logits: Logits, labels: Int[Tensor, "images"], reference: Logits | N
             f"reference logits of shape {tuple(reference.shape)}: must be {tuple(logits.shape)}, as the model's are; "
             "take a reference with the same classes on the same images"
         )
-    agreement = _percent(predicted[:, 0] == most_likely(reference, 1)[:, 0])
-    return Report(report.top1, report.top5, report.n, agreement, logit_sqnr(logits, reference))
+    same = most_likely(logits, 1) == most_likely(reference, 1)
+    return replace(
+        report, agreement=_percent(same[:, 0]) if has_classes else None, logit_sqnr=logit_sqnr(logits, reference)
+    )
+
+
+def _accuracy(logits: Logits, labels: Int[Tensor, "images"]) -> Report:
+    _check_labels(labels, logits.shape[1])
+    hits = most_likely(logits, 5) == labels[:, None]
+    return Report(_percent(hits[:, 0]), _percent(hits.any(1)), len(labels))
 
 
 def most_likely(logits: Logits, count: int) -> Int[Tensor, "images count"]:
@@ -106,7 +127,7 @@ def logit_sqnr(logits: Logits, reference: Logits) -> float:
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module,
+    model: nn.Module | Answering,
     dataset: Dataset[tuple[Tensor, int]],
     *,
     batch_size: int = 32,
@@ -114,14 +135,17 @@ def collect_logits(
     progress: bool = False,
     description: str = "Evaluating",
 ) -> tuple[Logits, Int[Tensor, "images"]]:
-    """The model's logits on every image, in order, and the labels. Raises PsaqError as `evaluate` does.
+    """The model's logits on every image, or what it answers in their place, in order, and the labels. Raises PsaqError
+    as `evaluate` does.
 
     Under torchrun the batches are dealt out to the ranks, and every rank gets all logits: a batch holds the same images
     whichever rank takes it, so that the result is that of one process of the same kind.
     """
     _check_options(dataset, batch_size, workers)
-    device = next(model.parameters()).device
-    model.eval()
+    answers = model if isinstance(model, Answering) else Answering(model)
+    like = next(answers.model.parameters())
+    device = like.device
+    answers.model.eval()
     batches = _batches(len(dataset), batch_size)  # type: ignore[arg-type]
     own = own_share(batches)
     logits, labels = [], []
@@ -131,7 +155,7 @@ def collect_logits(
         progress_bar(reader, description=description, total=len(own), unit="batch", enabled=progress) as bar,
     ):
         for images, targets in bar:
-            logits.append(_checked(model(images.to(device, non_blocking=True))).float().cpu())
+            logits.append(_checked(answers(images.to(like, non_blocking=True))).float().cpu())
             labels.append(targets)
     return torch.cat(gather_dealt(logits, len(batches))), torch.cat(gather_dealt(labels, len(batches)))
 

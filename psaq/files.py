@@ -99,9 +99,14 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], kind: str, hea
 
     ``kind`` says what the file holds ("images", "quantised model", …); `load_tensors` refuses any other.
     """
-    metadata = {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
+    metadata = file_metadata(kind, header)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(Path(path), lambda temporary: save_file(whole, temporary, metadata))
+
+
+def file_metadata(kind: str, header: Mapping[str, Any]) -> dict[str, str]:
+    """What a safetensors file of psaq's says of itself."""
+    return {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

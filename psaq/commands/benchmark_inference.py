@@ -139,7 +139,7 @@ class BenchmarkInference:
         gelu = nn.functional.gelu if layer.activation else nn.Identity()
         runs = {"float": lambda: gelu(float_layer(x)), "integer": lambda: layer(levels)}
         seconds = medians(runs, self.repeats, kind)
-        outputs, inputs = layer.weight.outputs, layer.inputs
+        outputs, inputs = layer.integers.outputs, layer.inputs
         rows = layer(levels).numel() // outputs
         return LayerTime(
             f"{kind} + {layer.activation}" if layer.activation else kind,

@@ -17,7 +17,7 @@ from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.images.batches import gaussian_images
 from psaq.losses import REFERENCE_GRID_POINTS
-from psaq.models.features import Features, record_patch_features
+from psaq.models.features import Features, PatchFeatureRecorder
 from psaq.models.zoo import num_classes
 from psaq.progress import progress_bar
 from psaq.runs import device_name, versions
@@ -156,8 +156,10 @@ def _synthesis_step(model: nn.Module, count: int) -> Callable[[], object]:
     synthesis = Synthesis(model, config)
     batch = synthesis.start(0, count)
 
+    recorder = PatchFeatureRecorder(model, config.heads)
+
     def run() -> object:
-        with frozen(model), record_patch_features(model) as recorder:
+        with frozen(model), recorder.attached():
             synthesis.advance(recorder, batch, 0)
         return batch.history
 
@@ -170,8 +172,10 @@ def _eager_step(model: nn.Module, count: int) -> Callable[[], object]:
     labels = torch.randint(num_classes(model), (count,), device=device)
     optimiser = torch.optim.Adam([images], lr=0.2, betas=(0.5, 0.9))
 
+    recorder = PatchFeatureRecorder(model, "mean")
+
     def run() -> object:
-        with frozen(model), record_patch_features(model) as recorder:
+        with frozen(model), recorder.attached():
             loss = nn.functional.cross_entropy(model(images), labels)
             for layer in recorder.features:
                 loss = loss - eager_entropy(layer)

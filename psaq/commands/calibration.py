@@ -14,6 +14,7 @@ from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for, picture_files
 from psaq.images.preprocessing import check_crop_pct
 from psaq.images.synthetic import FILE_NAME, load_images
+from psaq.models.features import example_image
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import Scope
 from psaq.quantization.pipeline import check_overrides
@@ -38,7 +39,8 @@ class Calibrating:
     """With the paper's recipe: keep the flaw of the authors' code, activation ranges without zero lose their far
     end."""
     override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Other bits for some layers, "blocks.*.mlp.fc2=W8A8"; may be given several times, the first that fits counts."""
+    """Other bits for some layers, "blocks.*.mlp.fc2=W8A8", or none, "head=float"; may be given several times, the first
+    that fits counts."""
     images: Path | None = None
     """Calibrate on these: a run of ``psaq synthesize``, or a folder of real pictures."""
     gaussian: bool = False
@@ -78,7 +80,7 @@ class Calibrating:
         elif self.images is not None:
             picture_files([self.images])
         check_crop_pct(self.crop_pct)
-        check_overrides(converted(model), recipe)
+        check_overrides(converted(model, example_image(model))[0], recipe)
 
     def config(self) -> Mapping[str, object]:
         """What the run's record keeps: every option but the place."""
@@ -95,13 +97,22 @@ class Calibrating:
         return load_pictures(picture_files([self.images])[: self.num_images], model, crop_pct=self.crop_pct)
 
 
+FLOAT = "float"
+"""In place of a precision: the layers are left as they are."""
+
+
 def _is_synthesised(images: Path) -> bool:
     return images.is_file() or (images / FILE_NAME).exists()
 
 
 def parse_override(text: str) -> Override:
-    """ "blocks.*.mlp.fc2=W8A8" as (pattern, 8, 8). Raises PsaqError for anything else."""
+    """ "blocks.*.mlp.fc2=W8A8" as (pattern, 8, 8), "head=float" as ("head", None, None). Raises PsaqError for anything
+    else."""
     pattern, equals, precision = text.partition("=")
     if not pattern or not equals:
-        raise PsaqError(f"override {text!r}: write it as PATTERN=W8A8, the layers' names and their bits")
+        raise PsaqError(
+            f"override {text!r}: write it as PATTERN=W8A8 or PATTERN=float, the layers' names and their bits"
+        )
+    if precision == FLOAT:
+        return pattern, None, None
     return pattern, *parse_precision(precision)

@@ -14,6 +14,7 @@ from psaq.evaluation import Report, collect_logits, compare
 from psaq.images.imagenet import imagenet
 from psaq.images.scenes import SceneDataset
 from psaq.models.micro import MICRO_MODELS
+from psaq.models.zoo import classes_or_none
 from psaq.quantization.checkpoint import load
 from psaq.runs import RunFolder
 
@@ -52,9 +53,11 @@ class Evaluate:
             run = None if self.out is None else RunFolder(self.out, "evaluate", {**asdict(self), "out": None})
             quantized = None if self.quantized is None else self._load(self.quantized, model)
         logits, labels = self._logits(model, dataset, "FP")
-        reports = {"fp": compare(logits, labels)}
+        has_classes = classes_or_none(model) is not None
+        reports = {"fp": compare(logits, labels, has_classes=has_classes)}
         if quantized is not None:
-            reports["quantized"] = compare(self._logits(quantized, dataset, "Quantised")[0], labels, logits)
+            answers, _ = self._logits(quantized, dataset, "Quantised")
+            reports["quantized"] = compare(answers, labels, logits, has_classes)
         if is_first():
             self._print(reports)
         if run is not None:

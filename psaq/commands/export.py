@@ -17,12 +17,14 @@ from psaq.errors import PsaqError
 from psaq.evaluation import logit_sqnr
 from psaq.images.batches import gaussian_images
 from psaq.images.pictures import load_pictures, picture_files
+from psaq.models.answers import Answering
+from psaq.models.zoo import fresh_model
 from psaq.progress import progress_bar
 from psaq.quantization.checkpoint import load
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.runs import device_name
 
-Images = Float[Tensor, "images 3 height width"]
+Images = Float[Tensor, "images channels height width"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Export:
     """How many of them, in sorted path order."""
     crop_pct: float | None = None
     """Part of the resized picture's side that the centre crop keeps; by default the model's own."""
+    model: str | None = None
+    """What was quantised, as `psaq quantize` names it; only where the file holds no way to build it."""
+    part: str | None = None
+    """A module to export in place of the whole model: the backbone of a detector."""
     batch_size: int = 8
     """Images per timed batch."""
     repeats: int = 5
@@ -66,11 +72,11 @@ class Export:
 
     def run(self) -> None:
         file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
-        qmodel = load(file)
+        qmodel = load(file, None if self.model is None else fresh_model(self.model))
         images = self._pictures(qmodel)
-        export_onnx(qmodel, self.onnx)
+        export_onnx(qmodel, self.onnx, self.part)
         print(f"{self.onnx}: {self.onnx.stat().st_size / 1e6:.2f} MB")
-        verdict = check_onnx(self.onnx, qmodel, images, self.batch_size, self.repeats)
+        verdict = check_onnx(self.onnx, qmodel, images, self.batch_size, self.repeats, self.part)
         print(_in_words(verdict, min(self.batch_size, verdict.images)))
 
     def _pictures(self, qmodel: nn.Module) -> Images:
@@ -79,7 +85,9 @@ class Export:
         return load_pictures(picture_files([self.images])[: self.num_images], qmodel, crop_pct=self.crop_pct)
 
 
-def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, repeats: int) -> Verdict:
+def check_onnx(
+    path: Path, qmodel: nn.Module, images: Images, batch_size: int, repeats: int, part: str | None = None
+) -> Verdict:
     """Run an exported model in onnxruntime on the CPU.
 
     Raises:
@@ -87,11 +95,11 @@ def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, r
     """
     quantized = onnx_session(path)
     with TemporaryDirectory() as folder:
-        export_float_onnx(qmodel, Path(folder) / "float.onnx")
+        export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
         full = onnx_session(Path(folder) / "float.onnx")
     batches = images.split(batch_size)
     found = torch.cat([quantized(batch) for batch in progress_bar(batches, description="onnxruntime", unit="batch")])
-    expected = _fake_quantized(qmodel, batches)
+    expected = _fake_quantized(qmodel if part is None else qmodel.get_submodule(part), batches)
     agreement = 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item()
     taken = [_milliseconds(run, batches[0], repeats) for run in (quantized, full)]
     return Verdict(len(images), agreement, logit_sqnr(found, expected), *taken)
@@ -100,11 +108,13 @@ def check_onnx(path: Path, qmodel: nn.Module, images: Images, batch_size: int, r
 @torch.no_grad()
 def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
     progress = progress_bar(batches, description="Fake-quantised", unit="batch")
-    return torch.cat([qmodel.cpu()(batch) for batch in progress])
+    answers = Answering(qmodel.cpu())
+    return torch.cat([answers(batch) for batch in progress])
 
 
 def onnx_session(path: Path) -> Callable[[Images], Tensor]:
-    """Images to logits by an exported model in onnxruntime, on the CPU. Raises PsaqError where that is missing."""
+    """Images to logits, or to all numbers of an output that has none, by an exported model in onnxruntime, on the CPU.
+    Raises PsaqError where that is missing."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -112,7 +122,12 @@ def onnx_session(path: Path) -> Callable[[Images], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    def run(images: Images) -> Tensor:
+        outputs = session.run(None, {"images": images.numpy()})
+        return torch.cat([torch.from_numpy(output).flatten(1) for output in outputs], 1)
+
+    return run
 
 
 def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:

@@ -9,7 +9,7 @@ from psaq.commands.calibration import Calibrating
 from psaq.quantization.budget import check_budget, fit_budget, parse_budget
 from psaq.quantization.checkpoint import save
 from psaq.quantization.layer_errors import layer_sqnr
-from psaq.quantization.pipeline import quantize
+from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.reports import write_report
 from psaq.runs import RunFolder
@@ -50,17 +50,26 @@ class Quantize(Calibrating):
             qmodel = quantize(model, images, recipe, progress=True)
         save(qmodel, folder / MODEL_FILE)
         sizes = {"float32": fp32_bytes(model), "quantised": (folder / MODEL_FILE).stat().st_size}
-        run.finish({"sizes": sizes, "layer_sqnr": layer_sqnr(qmodel, images), "overrides": recipe.overrides})
+        run.finish(
+            {
+                "sizes": sizes,
+                "layer_sqnr": layer_sqnr(qmodel, images),
+                "overrides": recipe.overrides,
+                "left_out": left_out(qmodel),
+            }
+        )
         write_report(folder)
+        for part, reason in left_out(qmodel).items():
+            print(f"without {part}: {reason}")
         print(f"{folder / MODEL_FILE}: {recipe}, {_megabytes(sizes)}")
 
 
 def _picked(recipe: Recipe) -> str:
     """What a budget came to, in one line."""
-    by_bits: dict[int, list[str]] = {}
+    by_bits: dict[str, list[str]] = {}
     for layer, bits, _ in recipe.overrides:
-        by_bits.setdefault(bits, []).append(layer)
-    others = [f"{bits} bits for {', '.join(layers)}" for bits, layers in sorted(by_bits.items())]
+        by_bits.setdefault("float" if bits is None else f"{bits} bits", []).append(layer)
+    others = [f"{bits} for {', '.join(layers)}" for bits, layers in sorted(by_bits.items())]
     return "; ".join([f"weights: {recipe.weights} bits", *others])
 
 

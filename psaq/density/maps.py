@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from psaq.density.measure import choose_layers, layer_label
 from psaq.errors import PsaqError
-from psaq.models.features import attention_layers, patch_features
+from psaq.models.calling import run
+from psaq.models.features import FeatureSite, record_patch_features
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,16 @@ def similarity_maps(
     """
     if not all(0 <= share < 1 for share in at):
         raise PsaqError(f"point {at}: x and y are shares of the image, from 0 to below 1")
-    names = list(attention_layers(model))
-    features = patch_features(model, image[None].to(next(model.parameters()).device))
+    with record_patch_features(model) as recorder:
+        run(recorder.model, image[None].to(next(model.parameters())))
     return [
-        _map_of(layer_label(names[index], index), features[index][0].float().cpu(), _tiling(model, names[index]), at)
-        for index in choose_layers(layers, len(names))
+        _map_of(
+            layer_label(recorder.sites[index].attention, index),
+            recorder.features[index][0].float().cpu(),
+            _tiling(model, recorder.sites[index], recorder.features[index].shape[1:3], image.shape[1:]),
+            at,
+        )
+        for index in choose_layers(layers, len(recorder.sites))
     ]
 
 
@@ -75,13 +81,26 @@ def _map_of(
     return SimilarityMap(label, similarity, everywhere.flatten()[tiling], patch)
 
 
-def _tiling(model: Any, attention: str) -> Int[Tensor, "rows columns"]:
-    """For each place of a layer's patches over the image, the position of its feature, windows in order."""
-    block = model.get_submodule(attention.rpartition(".")[0])
-    if not hasattr(block, "shift_size"):
-        rows, columns = model.patch_embed.grid_size
-        return torch.arange(rows * columns).reshape(rows, columns)
-    return _window_tiling(block.input_resolution, block.window_size, block.shift_size)
+def _tiling(
+    model: Any, site: FeatureSite, features: Sequence[int], image: Sequence[int]
+) -> Int[Tensor, "rows columns"]:
+    """For each place of a layer's patches over the image, the position of its feature, windows in order.
+
+    Args:
+        features: how many windows, and patches in each.
+        image: height and width in pixels.
+    """
+    windows, patches = features
+    block = model.get_submodule(site.attention.rpartition(".")[0])
+    if all(hasattr(block, name) for name in ("input_resolution", "window_size", "shift_size")):
+        return _window_tiling(block.input_resolution, block.window_size, block.shift_size)
+    rows = max(1, round((patches * image[0] / image[1]) ** 0.5))
+    if windows > 1 or rows * (patches // rows) != patches:
+        raise PsaqError(
+            f"{site.attention}: it is not known where its {windows} × {patches} patches lie in the image; choose "
+            "layers in which all patches attend to each other"
+        )
+    return torch.arange(patches).reshape(rows, patches // rows)
 
 
 def _window_tiling(

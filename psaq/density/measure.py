@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from psaq.density.curves import DensityCurves
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, image_batches
+from psaq.images.batches import CalibrationImages, batches_for
 from psaq.images.synthetic import SyntheticImages
-from psaq.models.features import Heads, attention_layers, patch_features
+from psaq.models.calling import run
+from psaq.models.features import Heads, record_patch_features
 from psaq.models.zoo import data_config
 from psaq.progress import progress_bar
 from psaq_kernels import density_entropy, similarity_density
@@ -53,18 +54,20 @@ def patch_similarity_density(
     sources = images if isinstance(images, Mapping) else {_default_name(images): images}
     if not sources:
         raise PsaqError("images: there is no set of images; give at least one")
-    names = list(attention_layers(model))
-    chosen = choose_layers(layers, len(names))
     grid = similarity_grid(bandwidth, grid_points)
     density: dict[str, Float[Tensor, "layers images grid"]] = {}
-    for source, source_images in sources.items():
-        batches = _checked_batches(source, source_images, model, batch_size)
-        parts = []
-        total = _batch_count(source_images, batch_size)
-        for batch in progress_bar(batches, description=source, total=total, unit="batch", enabled=progress):
-            features = _features(model, batch, heads, chosen)
-            parts.append(similarity_density(features, grid.to(batch.device), bandwidth, backend).cpu())
-        density[source] = torch.cat(parts, dim=1)
+    with record_patch_features(model, heads) as recorder, torch.no_grad():
+        names = [site.attention for site in recorder.sites]
+        chosen = choose_layers(layers, len(names))
+        for source, source_images in sources.items():
+            batches = _checked_batches(source, source_images, model, batch_size)
+            parts = []
+            total = _batch_count(source_images, batch_size)
+            for batch in progress_bar(batches, description=source, total=total, unit="batch", enabled=progress):
+                run(recorder.model, batch)
+                features = [recorder.features[index] for index in chosen]
+                parts.append(similarity_density(features, grid.to(batch.device), bandwidth, backend).cpu())
+            density[source] = torch.cat(parts, dim=1)
     return DensityCurves(
         grid=grid.numpy(),
         layers=tuple(layer_label(names[index], index) for index in chosen),
@@ -123,18 +126,10 @@ def _batch_count(images: CalibrationImages, batch_size: int) -> int | None:
 
 def _checked_batches(
     source: str, images: CalibrationImages, model: nn.Module, batch_size: int
-) -> Iterator[Float[Tensor, "images 3 height width"]]:
+) -> Iterator[Float[Tensor, "images channels height width"]]:
     size = data_config(model).image_size
-    for batch in image_batches(images, batch_size, next(model.parameters())):
+    for batch in batches_for(model, images, batch_size):
         if tuple(batch.shape[2:]) != size:
             found = "×".join(map(str, batch.shape[2:]))
             raise PsaqError(f"{source} images are {found} pixels, the model takes {size[0]}×{size[1]}; resize them")
         yield batch
-
-
-@torch.no_grad()
-def _features(
-    model: nn.Module, batch: Float[Tensor, "images 3 height width"], heads: Heads, chosen: Sequence[int]
-) -> list[Float[Tensor, "images windows patches channels"]]:
-    features = patch_features(model, batch, heads)
-    return [features[index] for index in chosen]

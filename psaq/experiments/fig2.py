@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.files import write_whole
-from psaq.images.batches import image_batches
+from psaq.images.batches import batches_for
 from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.classes import class_names, find_class
@@ -75,7 +75,7 @@ def choose_images(
 def confidences(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "images"]:
     """The probability that ``model`` gives to each image's own class."""
     with torch.no_grad():
-        batches = image_batches(normalised_for(model, images), 32, next(model.parameters()))
+        batches = batches_for(model, normalised_for(model, images), 32)
         probabilities = torch.cat([model(batch).softmax(-1).cpu() for batch in batches])
     return probabilities.gather(1, images.labels[:, None])[:, 0]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psaq.images.synthetic import SyntheticImages
@@ -25,6 +25,10 @@ class _Half:
 
     recorder: Any
     last: bool
+
+    @property
+    def model(self) -> nn.Module:
+        return self.recorder.model
 
     @property
     def features(self) -> Sequence[Features]:
@@ -69,6 +73,7 @@ class SoftLabels(Synthesis):
 
     def start(self, index: int, size: int) -> BatchState:
         batch = super().start(index, size)
+        assert self.classes is not None
         batch.labels = 0.9 * F.one_hot(batch.labels, self.classes).float() + 0.1 / self.classes
         return batch
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.synthetic import SyntheticImages
-from psaq.models.zoo import data_config
+from psaq.models.data import data_config, find_data
 
 Images = Float[Tensor, "images channels height width"]
 CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
@@ -38,6 +38,12 @@ def image_batches(
                 yield batch if like is None else batch.to(like)
     if count == 0:
         raise PsaqError("0 images: calibration needs at least one")
+
+
+def batches_for(model: nn.Module, images: CalibrationImages, batch_size: int) -> Iterator[Images]:
+    """`image_batches` on the model's device, in its type, with its number of channels where that is known."""
+    config = find_data(model)
+    yield from image_batches(images, batch_size, next(model.parameters()), None if config is None else config.channels)
 
 
 def gaussian_images(model: nn.Module, count: int, seed: int = 0) -> Images:

@@ -16,6 +16,8 @@ from psaq.files import load_tensors, make_folder, save_tensors, write_whole
 
 KIND = "synthetic images"
 FILE_NAME = "images.safetensors"
+NO_CLASS = -1
+"""The label of an image that was synthesised for no class."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class SyntheticImages:
 
     Attributes:
         images: (images, channels, height, width), normalised by ``mean`` and ``std``.
-        labels: the class each image was synthesised for.
+        labels: the class each image was synthesised for, -1 for none.
         mean, std: per channel, of pixel values in [0, 1].
         history: loss name → its value at every step, averaged over images: (batches, steps).
-        film: the first images in true colours at a few steps: (frames, images, channels, height, width).
+        film: the first images in true colours at a few steps: (frames, images, 3, height, width).
         provenance: model, configuration, seed and versions; JSON types only.
     """
 
@@ -36,13 +38,13 @@ class SyntheticImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     history: dict[str, Float[Tensor, "batches steps"]] = field(default_factory=dict)
-    film: UInt8[Tensor, "frames images channels height width"] | None = None
+    film: UInt8[Tensor, "frames images 3 height width"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def true_colours(self) -> UInt8[Tensor, "images channels height width"]:
+    def true_colours(self) -> UInt8[Tensor, "images 3 height width"]:
         """The images as a screen shows them: the model's mean and std undone."""
         return true_colours(self.images, self.mean, self.std)
 
@@ -55,7 +57,7 @@ class SyntheticImages:
         folder = make_folder(Path(folder))
         pictures = make_folder(folder / "images")
         for index, (label, picture) in enumerate(zip(self.labels.tolist(), self.true_colours(), strict=True)):
-            save_picture(pictures / f"{index:04d}_class{label}.png", picture)
+            save_picture(pictures / f"{index:04d}{'' if label == NO_CLASS else f'_class{label}'}.png", picture)
         path = folder / FILE_NAME
         save_tensors(path, dict(self._tensors()), KIND, self._header())
         return path
@@ -97,14 +99,17 @@ def load_images(path: Path | str) -> SyntheticImages:
 
 def true_colours(
     images: Float[Tensor, "*batch channels height width"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> UInt8[Tensor, "*batch channels height width"]:
-    """Undo a normalisation: [0, 1] times 255, rounded, out-of-range values clamped."""
+) -> UInt8[Tensor, "*batch 3 height width"]:
+    """Undo a normalisation: [0, 1] times 255, rounded, out-of-range values clamped. Of fewer than three channels all
+    colours show the first, of more the first three are shown."""
     pixels = images.detach().float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    channels = levels.shape[-3]
+    shown = [0, 0, 0] if channels < 3 else [0, 1, 2]
+    return levels if channels == 3 else levels[..., shown, :, :]
 
 
-def save_picture(path: Path, picture: UInt8[Tensor, "channels height width"]) -> None:
-    """Write one image as PNG, whole or not at all: its first three channels in colours, a single one in greys."""
-    shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
-    image = Image.fromarray(rearrange(shown, "c h w -> h w c").numpy())
+def save_picture(path: Path, picture: UInt8[Tensor, "3 height width"]) -> None:
+    """Write one image as PNG, whole or not at all."""
+    image = Image.fromarray(rearrange(picture, "c h w -> h w c").numpy())
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))

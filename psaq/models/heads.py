@@ -19,8 +19,16 @@ def num_classes(model: nn.Module) -> int:
     return classes
 
 
+def says_nothing_of_classes(model: nn.Module) -> bool:
+    """Whether nothing of a model says whether it tells classes apart: a module of one's own without ``num_classes``."""
+    told = any(hasattr(model, name) for name in ("psaq_classes", "psaq_task", "num_classes"))
+    return not told and takes(model) == "batch" and not is_transformers(model)
+
+
 def classes_or_none(model: nn.Module) -> int | None:
     """The number of classes of a classifier; None of an encoder, a segmenter, a detector, or a head of no class."""
+    if hasattr(model, "psaq_classes"):
+        return model.psaq_classes  # type: ignore[return-value]
     if getattr(model, "psaq_task", "classes") not in _CLASSIFYING or takes(model) == "list":
         return None
     if is_transformers(model):

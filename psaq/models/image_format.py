@@ -33,9 +33,10 @@ def imagenet_format(size: Size, channels: int, interpolation: str = "bicubic", c
     return DataConfig(size, mean, std, interpolation, crop_pct)
 
 
-def fitted(values: Sequence[float], channels: int) -> Values:
+def fitted(values: Sequence[float] | float, channels: int) -> Values:
     """Statistics stated for other channels than a model has, as timm makes its first convolution's weights: what a
     single channel gets is the mean over all, more channels repeat the stated ones."""
+    values = (values,) if isinstance(values, int | float) else values
     if len(values) == channels:
         return tuple(values)
     if channels == 1:

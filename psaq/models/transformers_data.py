@@ -8,7 +8,7 @@ from torch import nn
 
 from psaq.models.image_format import DataConfig, Size, fitted, imagenet_format, input_channels, square
 
-_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _NESTED = ("vision_config", "backbone_config", "encoder_config")
 _VISION_TYPE = "_vision_model"
 
@@ -38,7 +38,7 @@ def processor_data(processor: Any, channels: int) -> DataConfig | None:
     if size is None:
         return None
     mean, std = _statistics(processor)
-    interpolation = _INTERPOLATIONS.get(getattr(processor, "resample", -1), "bicubic")
+    interpolation = INTERPOLATIONS.get(getattr(processor, "resample", -1), "bicubic")
     return DataConfig(size, fitted(mean, channels), fitted(std, channels), interpolation, _crop_pct(processor, size))
 
 
@@ -53,13 +53,19 @@ def config_size(config: Any) -> Size | None:
     return next((found for part in parts if part is not None and (found := config_size(part))), None)
 
 
-def _default_data(model_type: str, channels: int) -> DataConfig | None:
+def processor_class(model_type: str) -> Any:
+    """The class of image processors that transformers takes for a model type; None where it has none."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type.removesuffix(_VISION_TYPE), {})
     name = names.get("torchvision") if isinstance(names, Mapping) else None
-    return None if name is None else processor_data(getattr(transformers, name)(), channels)
+    return None if name is None else getattr(transformers, name)
+
+
+def _default_data(model_type: str, channels: int) -> DataConfig | None:
+    processor = processor_class(model_type)
+    return None if processor is None else processor_data(processor(), channels)
 
 
 def _processor_size(processor: Any) -> Size | None:

@@ -45,7 +45,7 @@ def build_transformers(name: str, architecture: str, options: Mapping[str, Any])
     if architecture_class is None:
         raise PsaqError(f"model {name!r}: transformers has no model {architecture!r}; upgrade transformers")
     try:
-        config = architecture_class.config_class.from_dict(_without_elsewhere(options["config"]))
+        config = architecture_class.config_class.from_dict(without_elsewhere(options["config"]))
         attention = {part: name for part, name in options.get("attention", {}).items() if name in _ATTENTION}
         with quietly():
             return architecture_class._from_config(config, attn_implementation=attention)
@@ -57,13 +57,13 @@ def build_transformers(name: str, architecture: str, options: Mapping[str, Any])
 
 def described_config(config: Any, model: nn.Module | None = None) -> dict[str, Any]:
     """Options for `build_transformers`: a configuration as JSON, with the type of the model's weights."""
-    described = _without_elsewhere(json.loads(config.to_json_string(use_diff=False)))
+    described = without_elsewhere(json.loads(config.to_json_string(use_diff=False)))
     if model is not None:
         described["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"config": described, "attention": _attention(config)}
+    return {"config": described, "attention": attention_of(config)}
 
 
-def _attention(config: Any) -> dict[str, str]:
+def attention_of(config: Any) -> dict[str, str]:
     """Which of transformers' attentions each part of a model uses, "" being the whole."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     used = {name: getattr(part, "_attn_implementation", None) for name, part in {"": config, **parts}.items()}
@@ -85,14 +85,14 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _without_elsewhere(config: Any) -> Any:
+def without_elsewhere(config: Any) -> Any:
     """A configuration, and those nested in it, without what would be fetched or run."""
     if isinstance(config, list):
-        return [_without_elsewhere(value) for value in config]
+        return [without_elsewhere(value) for value in config]
     if not isinstance(config, Mapping):
         return config
     kept = {key: value for key, value in config.items() if key not in _ELSEWHERE and "_implementation" not in key}
-    return {key: _without_elsewhere(value) for key, value in kept.items()}
+    return {key: without_elsewhere(value) for key, value in kept.items()}
 
 
 def first_line(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def transformers_model(name: str, options: Mapping[str, Any]) -> nn.Module:
     model, report = asked(name, lambda: architecture.from_pretrained(place, config=config, **loading))
     _check_report(report, name, whole)
     source = ModelSource(name, type(model).__name__, described_config(model.config, model), "transformers")
-    return formatted(remember(_in_own_memory(model), source), name, options)
+    return formatted(remember(in_own_memory(model), source), name, options)
 
 
 def transformers_source(name: str, options: Mapping[str, Any]) -> ModelSource:
@@ -54,7 +54,7 @@ def formatted(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Mod
     return model
 
 
-def _in_own_memory(model: nn.Module) -> nn.Module:
+def in_own_memory(model: nn.Module) -> nn.Module:
     """Tensors mapped from a file lie at odd addresses, where products round otherwise, and change with the file."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()

@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, gaussian_images, image_batches
+from psaq.images.batches import CalibrationImages, batches_for, gaussian_images
 from psaq.quantization.checkpoint import save
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear
-from psaq.quantization.model.points import WEIGHT, all_points, layer_of, weight_points
+from psaq.quantization.model.layers import QuantLayer
+from psaq.quantization.model.points import WEIGHT, layer_of, weight_points
 from psaq.quantization.pipeline import calibrate_at_once, prepared
 from psaq.quantization.quantizers.affine import MAX_BITS
 from psaq.quantization.quantizers.weights import bits_at, weight_quantizer
@@ -78,7 +78,7 @@ def fit_budget(
     Raises:
         PsaqError: no choice of bits is small enough; the message says how small the file can be.
     """
-    batches = list(image_batches(images, batch_size, next(model.parameters())))
+    batches = list(batches_for(model, images, batch_size))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     sizes, room = _sizes_and_room(qmodel, calibrated_on, recipe, budget)
     switched_off(qmodel)
@@ -117,7 +117,7 @@ def _sizes_and_room(
     qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, budget: Budget
 ) -> tuple[dict[str, dict[int, int]], int]:
     """How each free layer's weight may be stored, and the bytes that all of them may take together."""
-    free = {name: layer_of(name) for name in weight_points(all_points(qmodel)) if not _is_named(layer_of(name), recipe)}
+    free = {name: layer_of(name) for name in weight_points(qmodel) if not _is_named(layer_of(name), recipe)}
     at_8_bits = _file_size(qmodel, batches, recipe, free)
     sizes = {layer: _sizes(qmodel.get_parameter(f"{layer}.weight")) for layer in free.values()}
     room = budget(at_8_bits) - at_8_bits + sum(max(options) for options in sizes.values())
@@ -178,7 +178,7 @@ def _file_size(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, free: M
 
 
 def _added_biases(qmodel: nn.Module) -> int:
-    layers = [layer for layer in qmodel.modules() if isinstance(layer, QuantLinear | QuantConv2d)]
+    layers = [layer for layer in qmodel.modules() if isinstance(layer, QuantLayer)]
     return sum(4 * len(layer.weight) + _PER_TENSOR for layer in layers if layer.bias is None)
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, image_batches
+from psaq.images.batches import CalibrationImages, batches_for
+from psaq.models.calling import run
 from psaq.quantization.model.points import WEIGHT, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 
@@ -33,8 +34,8 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
         raise PsaqError(f"{type(qmodel).__name__}: has nothing quantised; give what psaq.quantize returned")
     energies = {name: torch.zeros(2, dtype=torch.float64) for name in quantizers}
     with torch.no_grad(), _listening(quantizers, energies):
-        for batch in image_batches(images, batch_size, next(qmodel.parameters())):
-            qmodel(batch)
+        for batch in batches_for(qmodel, images, batch_size):
+            run(qmodel, batch)
     return _by_layer({name: _decibels(*energy.tolist()) for name, energy in energies.items() if energy[0] > 0})
 
 

@@ -1,25 +1,38 @@
 """From a trained model, a few images and a recipe to a fake-quantised model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, image_batches
+from psaq.images.batches import CalibrationImages, batches_for
+from psaq.models.calling import run
+from psaq.models.data import find_data
+from psaq.models.image_format import imagenet_format
+from psaq.models.sources import model_source
+from psaq.models.trace import Trace
+from psaq.models.wrappers import unwrapped
 from psaq.progress import progress_bar
-from psaq.quantization.model.conversion import converted
+from psaq.quantization.hugging_face.registration import own_way_to_save
+from psaq.quantization.model.conversion import converted, structure
+from psaq.quantization.model.heads import plain_attention
+from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import all_points, layer_of, points_in_scope, weight_points
+from psaq.quantization.model.streams import streams
 from psaq.quantization.passes.collages import collages
 from psaq.quantization.passes.flat_copies import flat_copies
-from psaq.quantization.passes.folding import equalize_attention, fold_norms
+from psaq.quantization.passes.folding import equalize_attention, fold_norms, foldable
 from psaq.quantization.passes.in_order import calibrate_in_order
+from psaq.quantization.passes.kept import kept
 from psaq.quantization.passes.pixels import read_pixels
-from psaq.quantization.passes.rotation import rotate_heads, rotate_streams
+from psaq.quantization.passes.rotation import rotate_heads, rotate_stream
 from psaq.quantization.quantizers.activations import activation_quantizer, observer
 from psaq.quantization.quantizers.observers import MinMaxObserver
-from psaq.quantization.quantizers.weights import bits_at, weight_quantizer
+from psaq.quantization.quantizers.weights import quantised_points, weight_quantizer
 from psaq.quantization.recipes import Recipe
 
 
@@ -30,64 +43,112 @@ def quantize(
     where the recipe lets each make up for those before it.
 
     Args:
-        model: a timm VisionTransformer, VisionTransformerDistilled or SwinTransformer; left untouched.
+        model: any module that holds attention, whoever wrote it; left untouched.
         images: what the activation ranges are read from, normalised as the model wants it: synthesised, real
-            or noise, as a tensor (images, 3, height, width), `SyntheticImages` or batches.
+            or noise, as a tensor (images, channels, height, width), `SyntheticImages` or batches.
         recipe: bits, scope and method.
 
     Returns:
-        A copy of the model in evaluation mode that simulates b-bit integers in float32. Gradients pass straight
-        through its quantisers.
+        A copy of the model in evaluation mode and in the model's type that simulates b-bit integers in float32.
+        Gradients pass straight through its quantisers. What of the recipe the model's structure left no room for is
+        what `psaq.left_out` says.
 
     Raises:
-        PsaqError: a module that psaq cannot walk; no images, or images of the wrong shape; NaN in weights, images
+        PsaqError: a model without attention; no images, or images that it does not take; NaN in weights, images
             or activations; an override that fits no layer.
     """
+    model = unwrapped(model)
     qmodel, batches = prepared(model, images, recipe, batch_size)
     calibrate = calibrate_in_order if recipe.in_order else calibrate_at_once
     calibrate(qmodel, batches, recipe, progress)
     qmodel.psaq_recipe = recipe  # type: ignore[assignment]
-    return qmodel
+    _remember_origin(qmodel, model, batches[0])
+    return own_way_to_save(qmodel if _type_of(qmodel) == _type_of(model) else qmodel.to(_type_of(model)))
+
+
+def left_out(qmodel: nn.Module) -> dict[str, str]:
+    """The parts of its recipe that a quantised model does without, and why: its structure did not allow them.
+
+    Raises:
+        PsaqError: not what `psaq.quantize` or `psaq.load` returned.
+    """
+    if getattr(qmodel, "psaq_recipe", None) is None:
+        raise PsaqError(f"{type(qmodel).__name__}: is not quantised; ask of what psaq.quantize or psaq.load returned")
+    parts: Any = qmodel.psaq_left_out
+    return dict(parts)
 
 
 def prepared(
     model: nn.Module, images: CalibrationImages, recipe: Recipe, batch_size: int
 ) -> tuple[nn.Module, list[Tensor]]:
-    """A copy of the model that computes the same, rescaled as the recipe asks, every point off; and the batches that
-    it is to be calibrated on. Raises PsaqError as `quantize` does."""
+    """A copy of the model that computes the same, in float32 at least, rescaled as the recipe asks, every point off;
+    and the batches that it is to be calibrated on. Raises PsaqError as `quantize` does."""
     if not isinstance(recipe, Recipe):
         raise PsaqError(f"recipe {recipe!r}: must be a Recipe, such as psaq.Recipe.accurate(weights=4, activations=8)")
     check_finite(model)
-    qmodel = converted(model)
-    check_overrides(qmodel, recipe)
-    originals = list(image_batches(images, batch_size, next(qmodel.parameters())))
+    wide = torch.promote_types(_type_of(model), torch.float32)
+    originals = [batch.to(wide) for batch in batches_for(model, images, batch_size)]
     check_one_size(originals)
-    run_once(qmodel, originals[0][:1])
+    qmodel, trace = converted(model, originals[0])
+    check_overrides(qmodel, recipe)
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
-    if recipe.pixel_grid:
-        read_pixels(qmodel, batches)
-    if recipe.rotate != "none":
-        rotate_streams(qmodel)
-    if recipe.rotate == "all":
-        rotate_heads(qmodel)
-    if recipe.fold or recipe.centre:
-        fold_norms(qmodel, batches, recipe.fold, recipe.centre)
-    if recipe.equalize:
-        equalize_attention(qmodel, batches, recipe.centre)
+    qmodel.psaq_left_out = _rescale(qmodel, trace, batches, recipe)  # type: ignore[assignment]
     return qmodel, batches
+
+
+@torch.no_grad()
+def _rescale(qmodel: nn.Module, trace: Trace, batches: list[Tensor], recipe: Recipe) -> dict[str, str]:
+    """Change parameters so that the model computes the same but quantises better. Returns the recipe's parts that it
+    has no place for, and why."""
+    missing: dict[str, str] = {}
+    image = batches[0][:1]
+    if recipe.pixel_grid and (why := read_pixels(qmodel, trace, batches)) is not None:
+        missing["pixel grid"] = why
+    if recipe.rotate != "none" and not _rotate_streams(qmodel, trace, image):
+        missing["rotated streams"] = "no residual stream is written by layers and read through norms alone"
+    needs_heads = recipe.rotate == "all" or recipe.equalize
+    attentions = plain_attention(qmodel, trace, image) if needs_heads else []
+    if needs_heads and not attentions:
+        reason = "between attention's projections and its products stands more than an arrangement"
+        missing.update(dict.fromkeys(_attention_parts(recipe), reason))
+    changes: dict[str, Callable[[], None]] = {}
+    if recipe.rotate == "all":
+        changes["rotated heads"] = lambda: rotate_heads(qmodel, attentions)
+    if recipe.fold or recipe.centre:
+        norms = foldable(qmodel, structure(qmodel).norms, structure(qmodel).ends)
+        changes["folded norms"] = lambda: fold_norms(qmodel, norms, batches, recipe.fold, recipe.centre)
+        if not norms:
+            missing["folded norms"] = "no norm is read by linear layers alone"
+    if recipe.equalize:
+        changes["equalised attention"] = lambda: equalize_attention(qmodel, attentions, batches, recipe.centre)
+    for part, change in changes.items():
+        if part not in missing and not kept(qmodel, image, change):
+            missing[part] = "the answer would have changed"
+    return missing
+
+
+def _attention_parts(recipe: Recipe) -> list[str]:
+    parts = {"rotated heads": recipe.rotate == "all", "equalised attention": recipe.equalize}
+    return [part for part, asked_for in parts.items() if asked_for]
+
+
+def _rotate_streams(qmodel: nn.Module, trace: Trace, image: Tensor) -> int:
+    """How many residual streams could be rotated."""
+    draw = torch.Generator().manual_seed(0)
+    found = streams(qmodel, trace, structure(qmodel))
+    return sum([kept(qmodel, image, partial(rotate_stream, qmodel, stream, draw)) for stream in found])
 
 
 def calibrate_at_once(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Read every range in one full-precision pass, then quantise."""
-    names = points_in_scope(all_points(qmodel), recipe.scope)
-    observe(qmodel, {name: observer(name, recipe) for name in names}, batches, progress)
-    for name in names:
-        _, bits = bits_at(qmodel, name, recipe)
+    names = quantised_points(qmodel, points_in_scope(qmodel, recipe.scope), recipe)
+    observe(qmodel, {name: observer(qmodel, name, recipe) for name in names}, batches, progress)
+    for name, bits in names.items():
         qmodel.set_submodule(name, activation_quantizer(qmodel, name, recipe, bits))
-    for name in weight_points(all_points(qmodel)):
-        bits, _ = bits_at(qmodel, name, recipe)
-        weight = qmodel.get_parameter(f"{layer_of(name)}.weight")
-        qmodel.set_submodule(name, weight_quantizer(weight, bits, recipe))
+    for name, bits in quantised_points(qmodel, weight_points(qmodel), recipe).items():
+        layer = qmodel.get_submodule(layer_of(name))
+        assert isinstance(layer, QuantLayer)
+        qmodel.set_submodule(name, weight_quantizer(layer.rows(layer.weight), bits, recipe))
 
 
 @torch.no_grad()
@@ -98,7 +159,7 @@ def observe(
     for name, watching in observers.items():
         qmodel.set_submodule(name, watching)
     for batch in progress_bar(batches, description="Calibrating", unit="batch", enabled=progress):
-        qmodel(batch)
+        run(qmodel, batch)
 
 
 def check_one_size(batches: list[Tensor]) -> None:
@@ -108,22 +169,12 @@ def check_one_size(batches: list[Tensor]) -> None:
         raise PsaqError(f"calibration images of {' and '.join(map(str, sizes))} pixels: give all of them one size")
 
 
-@torch.no_grad()
-def run_once(qmodel: nn.Module, images: Tensor) -> None:
-    """Raises PsaqError where the model does not take images of this size."""
-    try:
-        qmodel(images)
-    except AssertionError as error:  # timm's own check of the size
-        shape = tuple(images.shape)
-        raise PsaqError(f"calibration images of shape {shape}: the model refuses them ({error})") from error
-
-
 def check_overrides(qmodel: nn.Module, recipe: Recipe) -> None:
     """Raises PsaqError, naming the pattern, where an override fits no layer."""
     layers = {layer_of(point) for point in all_points(qmodel)}
     for pattern, _, _ in recipe.overrides:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
-            known = ", ".join(sorted(layer_of(point) for point in weight_points(all_points(qmodel)))[:4])
+            known = ", ".join(structure(qmodel).layers[:4])
             raise PsaqError(f"override {pattern!r}: fits no layer of the model; its layers are {known}, …")
 
 
@@ -132,3 +183,16 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise PsaqError(f"{name}: the model's weights hold NaN or infinity; load an undamaged checkpoint")
+
+
+def _remember_origin(qmodel: nn.Module, model: nn.Module, images: Tensor) -> None:
+    """What the model can no longer say once it is quantised: how to build it, and what images it takes."""
+    if (source := model_source(model)) is not None:
+        qmodel.psaq_source = source  # type: ignore[assignment]
+    if find_data(model) is None:
+        size = (images.shape[-2], images.shape[-1])
+        qmodel.psaq_data = imagenet_format(size, images.shape[1])  # type: ignore[assignment]
+
+
+def _type_of(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

@@ -16,8 +16,8 @@ _FEW_BITS = 4
 """Up to here activations are clipped, and attention stays as it is for weights. Tried on a DeiT-Tiny: clipping costs
 accuracy at 6 and 8 bits; equalising attention costs some at 4, gains at 6 and changes nothing at 8."""
 
-Override = tuple[str, int, int]
-"""A layer's name or a pattern of names, bits per weight, bits per activation."""
+Override = tuple[str, int | None, int | None]
+"""A layer's name or a pattern of names, bits per weight, bits per activation; twice None leaves it in float."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Recipe:
     ends: int | None = None
     """Bits of the first and the last layer, where they differ from the others'."""
     overrides: tuple[Override, ...] = ()
-    """Bits of layers by name pattern, the first that fits: ("blocks.*.mlp.fc2", 8, 8)."""
+    """Bits of layers by name pattern, the first that fits: ("blocks.*.mlp.fc2", 8, 8); ("head", None, None) leaves the
+    head in float."""
 
     def __post_init__(self) -> None:
         check_bits("weights", self.weights)
@@ -139,7 +140,7 @@ class Recipe:
         }
         return cls(weights, activations, scope, **{**usual, **parts})
 
-    def bits(self, layer: str, is_end: bool = False) -> tuple[int, int]:
+    def bits(self, layer: str, is_end: bool = False) -> tuple[int | None, int | None]:
         """Bits of the weight and of the activations of a layer by its name ("blocks.3.attn.qkv").
 
         The first override whose pattern fits decides; otherwise ``ends`` for the first and the last layer, and the
@@ -209,6 +210,8 @@ def _override(entry: Any) -> Override:
     if not isinstance(entry, tuple | list) or len(entry) != 3 or not isinstance(entry[0], str):
         raise PsaqError(f"override {entry!r}: write it as (name pattern, bits per weight, bits per activation)")
     pattern, weights, activations = entry
+    if weights is None and activations is None:
+        return pattern, None, None
     return pattern, check_bits(f"override {pattern}", weights), check_bits(f"override {pattern}", activations)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.evaluation import Logits, logit_sqnr, most_likely
 from psaq.files import write_text, write_whole
-from psaq.images.batches import CalibrationImages, image_batches
+from psaq.images.batches import CalibrationImages, batches_for
+from psaq.models.answers import Answering
 from psaq.progress import progress_bar
-from psaq.quantization.model.points import Point, layer_of, live_points, weight_points
+from psaq.quantization.model.points import WEIGHT, Point, layer_of, live_points, role
 from psaq.quantization.pipeline import calibrate_at_once, prepared
 from psaq.quantization.quantizers.weights import bits_at
 from psaq.quantization.recipes import Recipe
@@ -109,7 +110,7 @@ def sensitivity(
         PsaqError: as `psaq.quantize`.
     """
     recipe = recipe or Recipe.accurate(4, 8)
-    batches = list(image_batches(images, batch_size, next(model.parameters())))
+    batches = list(batches_for(model, images, batch_size))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     calibrate_at_once(qmodel, calibrated_on, recipe, progress)
     layers = switched_off(qmodel)
@@ -144,7 +145,8 @@ def costs_alone(
 
 @torch.no_grad()
 def _logits(qmodel: nn.Module, batches: list[Tensor]) -> Logits:
-    return torch.cat([qmodel(batch).float().cpu() for batch in batches])
+    answers = Answering(qmodel)
+    return torch.cat([answers(batch).float().cpu() for batch in batches])
 
 
 def _agreement(logits: Logits, reference: Logits) -> float:
@@ -155,7 +157,7 @@ def _row(
     qmodel: nn.Module, layer: str, points: Switches, recipe: Recipe, sqnr: float, agreement: float
 ) -> LayerSensitivity:
     weights, activations = bits_at(qmodel, next(iter(points)), recipe)
-    of_weights = len(weight_points(points))
+    of_weights = sum(role(point) == WEIGHT for point in points)
     return LayerSensitivity(
         layer,
         weights if of_weights else None,

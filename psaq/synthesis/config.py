@@ -35,8 +35,8 @@ class SynthesisConfig:
     """Adam's, in normalised pixel units; by default 0.25 for Swin, else 0.20."""
     jitter: int = 15
     """Largest circular shift in round 1, in pixels of a 224-pixel image."""
-    class_weight: float = 1.0
-    """Weight of the cross-entropy to each image's label."""
+    class_weight: float | None = None
+    """Weight of the cross-entropy to each image's label; by default 1 where the model has classes."""
     smoothness_weight: float = 0.05
     """Weight of the distance from the target total variation."""
     bandwidth: float = 0.01
@@ -62,7 +62,7 @@ class SynthesisConfig:
         for name in ("num_images", "batch_size", "rounds", "steps", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("warmup", "jitter", "class_weight", "smoothness_weight", "film_frames"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            _require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "at least 0")
         _require(self.warmup < 1, "warmup", self.warmup, "less than 1, the whole round")
         _require(0.002 <= self.bandwidth <= 0.2, "bandwidth", self.bandwidth, "within [0.002, 0.2]")
         rate = self.learning_rate

@@ -11,7 +11,7 @@ from torch import nn
 from psaq.distributed import first_says, is_first, together
 from psaq.errors import PsaqError
 from psaq.files import write_text
-from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
+from psaq.images.synthetic import FILE_NAME, NO_CLASS, SyntheticImages, load_images
 from psaq.runs import as_json
 from psaq.synthesis.config import SynthesisConfig
 from psaq.synthesis.loop import synthesize_all
@@ -62,6 +62,8 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
     """
     images = load_images(folder)
     found, wanted = images.provenance.get("config") or {}, as_json(config)
+    if config.class_weight is None:
+        wanted["class_weight"] = 0.0 if bool((images.labels == NO_CLASS).all()) else 1.0
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
         raise PsaqError(

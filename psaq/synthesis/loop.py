@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,12 +16,15 @@ from torch.nn import functional as F
 
 from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
-from psaq.images.synthetic import SyntheticImages, true_colours
+from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
-from psaq.models.features import PatchFeatureRecorder, record_patch_features
+from psaq.models.calling import logits_of, run
+from psaq.models.features import PatchFeatureRecorder, example_image, record_patch_features
 from psaq.models.fingerprint import fingerprint
-from psaq.models.zoo import DataConfig, data_config, model_source, num_classes
-from psaq.progress import count_as_done, progress_bar
+from psaq.models.image_format import fitted
+from psaq.models.wrappers import unwrapped
+from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_source
+from psaq.progress import count_as_done, note, progress_bar
 from psaq.runs import as_json, device_name, versions
 from psaq.synthesis.config import SynthesisConfig
 from psaq.synthesis.noise import start_noise
@@ -88,16 +92,28 @@ class Synthesis:
     """What stays fixed during a run: the model, the configuration and what follows from both."""
 
     def __init__(self, model: nn.Module, config: SynthesisConfig, checkpoint: Path | None = None):
-        self.model = model
-        self.config = config
+        self.model = model = unwrapped(model)
+        self.classes = _classes(model)
+        self.config = replace(config, class_weight=self._class_weight(config))
         self.checkpoint = checkpoint
         self.data: DataConfig = data_config(model)
-        self.classes = num_classes(model)
-        self.device = next(model.parameters()).device
+        like = next(model.parameters())
+        self.device, self.dtype = like.device, like.dtype
         self.batch_sizes = _batch_sizes(config.num_images, config.batch_size)
         self.class_token: Any = "drop" if config.class_token == "sound" else "reference"
         self.learning_rate = config.learning_rate or (0.25 if "swin" in type(model).__name__.lower() else 0.20)
         self.black, self.white = self._pixel_range()
+
+    def _class_weight(self, config: SynthesisConfig) -> float:
+        name = type(self.model).__name__
+        if self.classes is not None:
+            return 1.0 if config.class_weight is None else config.class_weight
+        if config.class_weight:
+            raise PsaqError(
+                f"class_weight {config.class_weight}: {name} tells no classes apart; leave it out, or give 0"
+            )
+        note(f"{name} tells no classes apart: its images are synthesised without a class loss")
+        return 0.0
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -142,15 +158,16 @@ class Synthesis:
         """Batch ``index`` before its first step: noise and labels."""
         seed, config = self.config.seed, self.config
         pixels = start_noise(config.start, size, self.data, seed, index).to(self.device)
-        labels = torch.randint(self.classes, (size,), generator=generator(seed, index, "labels")).to(self.device)
+        draw = generator(seed, index, "labels")
+        labels = torch.randint(self.classes, (size,), generator=draw) if self.classes else torch.full((size,), NO_CLASS)
         shown = min(size, FILM_IMAGES) if index == 0 else 0
         batch = BatchState(
             pixels=pixels,
-            labels=labels,
+            labels=labels.to(self.device),
             mean_gradient=torch.zeros_like(pixels),
             mean_square=torch.zeros_like(pixels),
             history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
-            film=torch.zeros(len(config.film_steps), shown, *pixels.shape[1:], dtype=torch.uint8),
+            film=torch.zeros(len(config.film_steps), shown, 3, *pixels.shape[2:], dtype=torch.uint8),
         )
         self._film(batch)
         return batch
@@ -171,13 +188,20 @@ class Synthesis:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
-            logits = self.model(jittered)
+            output = run(recorder.model, jittered.to(self.dtype))
         entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
-        class_loss = F.cross_entropy(logits.float(), batch.labels)
+        class_loss = self._class_loss(output, batch)
         rough = smoothness_loss if config.smoothness == "sound" else reference_smoothness_loss
         smooth = rough(jittered, self._target_variation(index))
-        loss = -entropy + config.class_weight * class_loss + config.smoothness_weight * smooth
+        loss = -entropy + (config.class_weight or 0.0) * class_loss + config.smoothness_weight * smooth
         return {"entropy": entropy, "class_loss": class_loss, "smoothness_loss": smooth, "loss": loss}
+
+    def _class_loss(self, output: Any, batch: BatchState) -> Tensor:
+        if self.classes is None:
+            return batch.pixels.new_zeros(())
+        logits = logits_of(output)
+        assert logits is not None
+        return F.cross_entropy(logits.float(), batch.labels)
 
     def _jitter(self, pixels: Tensor, index: int, step: int) -> Tensor:
         """One circular shift, the same on both axes, and a horizontal flip of the batch every other time."""
@@ -203,13 +227,17 @@ class Synthesis:
         if self.config.smoothness == "reference":
             return target
         height, width = self.data.image_size
-        contrast = sum(IMAGENET_DEFAULT_STD) / sum(self.data.std)
+        channels = self.data.channels
+        contrast = sum(fitted(IMAGENET_DEFAULT_STD, channels)) / sum(self.data.std) * math.sqrt(channels / 3)
         return target / math.sqrt(32) * math.sqrt(height * width) / 224 * contrast
 
     def _pixel_range(self) -> tuple[Tensor, Tensor]:
         sound = self.config.pixel_range == "sound"
-        mean = torch.tensor(self.data.mean if sound else IMAGENET_DEFAULT_MEAN, device=self.device)[:, None, None]
-        std = torch.tensor(self.data.std if sound else IMAGENET_DEFAULT_STD, device=self.device)[:, None, None]
+        mean, std = (self.data.mean, self.data.std) if sound else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        mean, std = (
+            torch.tensor(fitted(values, self.data.channels), device=self.device)[:, None, None]
+            for values in (mean, std)
+        )
         return -mean / std, (1 - mean) / std
 
     def _uses_bfloat16(self) -> bool:
@@ -267,6 +295,14 @@ def _adam(batch: BatchState, gradient: Tensor, rate: float) -> None:
 
 def _batch_sizes(images: int, batch_size: int) -> list[int]:
     return [min(batch_size, images - start) for start in range(0, images, batch_size)]
+
+
+@torch.no_grad()
+def _classes(model: nn.Module) -> int | None:
+    """How many classes the model's logits tell apart; None where it has none."""
+    classes = classes_or_none(model)
+    with frozen(model):
+        return classes if classes and logits_of(run(model, example_image(model))) is not None else None
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from psaq.models.zoo import DataConfig
+from psaq.models.image_format import DataConfig, fitted
 from psaq.synthesis.config import Start
 from psaq.synthesis.randomness import generator
 
-Noise = Float[Tensor, "images 3 height width"]
+Noise = Float[Tensor, "images channels height width"]
 
 _SLOPE = 1.25
 """Of the amplitudes, f^-slope: photographs have 1 to 1.5; here it gives the variation that smoothness asks for."""
@@ -26,7 +26,7 @@ def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: in
 
 def white_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
     """Standard normal pixels in the model's normalised space, each by itself: the authors' start."""
-    return torch.randn((count, 3, *data.image_size), generator=draw)
+    return torch.randn((count, data.channels, *data.image_size), generator=draw)
 
 
 def natural_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
@@ -35,7 +35,7 @@ def natural_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
     White noise turns grey as it is smoothed: images made from it have less than half of a photograph's contrast, and
     next to none between patches.
     """
-    grey, colour = (torch.randn((count, channels, *data.image_size), generator=draw) for channels in (1, 3))
+    grey, colour = (torch.randn((count, channels, *data.image_size), generator=draw) for channels in (1, data.channels))
     coloured = _with_natural_spectrum(_GREY**0.5 * grey + (1 - _GREY) ** 0.5 * colour)
     contrast = coloured / coloured.std(dim=(1, 2, 3), keepdim=True)
     return _from_imagenet(contrast, data)
@@ -51,5 +51,9 @@ def _with_natural_spectrum(white: Noise) -> Noise:
 def _from_imagenet(images: Noise, data: DataConfig) -> Noise:
     """From ImageNet's normalisation, in which photographs have mean 0 and contrast 1, into the model's."""
     own_mean, own_std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None], torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
+    mean, std = _by_channel(IMAGENET_DEFAULT_MEAN, data), _by_channel(IMAGENET_DEFAULT_STD, data)
     return images * (std / own_std) + (mean - own_mean) / own_std
+
+
+def _by_channel(values: tuple[float, ...], data: DataConfig) -> Float[Tensor, "channels 1 1"]:
+    return torch.tensor(fitted(values, data.channels))[:, None, None]

@@ -11,6 +11,7 @@ from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
 from psaq.models.zoo import data_config
 from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import Synthesis
 
 SHORT = SynthesisConfig(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
@@ -100,6 +101,18 @@ def test_a_checkpoint_of_another_run_is_refused(vit, tmp_path):
         vit.head.bias.add_(1)
     with pytest.raises(PsaqError, match="another model"):
         synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+
+
+def test_a_finished_folder_of_the_default_configuration_is_loaded(vit, tmp_path):
+    config = SynthesisConfig(num_images=1, steps=2)
+    assert config.class_weight is None
+    made = synthesize_into(tmp_path / "run", vit, config, progress=False)
+    again = synthesize_into(tmp_path / "run", vit, config, progress=False)
+    assert torch.equal(again.images, made.images)
+    explicit = SynthesisConfig(num_images=1, steps=2, class_weight=1.0)
+    assert torch.equal(synthesize_into(tmp_path / "run", vit, explicit, progress=False).images, made.images)
+    with pytest.raises(PsaqError, match="another class_weight"):
+        synthesize_into(tmp_path / "run", vit, SynthesisConfig(num_images=1, steps=2, class_weight=2.0), progress=False)
 
 
 def test_a_damaged_checkpoint_is_refused(vit, tmp_path):

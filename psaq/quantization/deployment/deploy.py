@@ -4,17 +4,17 @@ import copy
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from timm.layers import Mlp
-from timm.models.swin_transformer import SwinTransformerBlock
-from torch import Tensor, nn
+from torch import nn
 
 from psaq.errors import PsaqError
+from psaq.models.calling import takes
+from psaq.models.heads import classes_or_none
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear, is_patchwise
-from psaq.quantization.model.neighbours import fills_its_windows, normalised_inputs
+from psaq.quantization.model.conversion import lent_layers, structure
+from psaq.quantization.model.layers import PIXELS, QuantConv, QuantLayer, QuantLinear, is_patchwise
 from psaq.quantization.model.points import WEIGHT, Point, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq_kernels import PerTensor, QuantizedWeight
@@ -58,10 +58,10 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel
 
 
 class IntegerModel(nn.Module):
-    """A deployed model: images in, logits out.
+    """A deployed model: images in, its own answer out.
 
     Attributes:
-        model: the timm model with its layers swapped.
+        model: the model with its layers swapped.
         dtype: in which it computes what is not in integers.
         simulated: the quantisation points that no kernel covers; they stay fake-quantised.
     """
@@ -71,10 +71,17 @@ class IntegerModel(nn.Module):
         self.model = model
         self.dtype = dtype
         self.simulated = simulated
+        self.psaq_takes = takes(model)
+        self.psaq_classes = classes_or_none(model)
+
+    @property
+    def psaq_body(self) -> nn.Module:
+        """Where the modules bear the names that they have in the quantised model."""
+        return self.model
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
-        return self.model(images)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
     def extra_repr(self) -> str:
         layers = Counter(type(module).__name__ for module in self.modules() if isinstance(module, _INTEGER))
@@ -101,30 +108,37 @@ def _summarised(points: Iterable[str]) -> list[str]:
 
 def _swap_layers(model: nn.Module, dtype: torch.dtype) -> list[str]:
     """Put integer layers in place; returns the names of those that could be."""
-    integer = {name: layer for name, module in model.named_modules() if (layer := _integer_layer(module, dtype))}
+    lent = lent_layers(model)
+    candidates = {name: module for name, module in model.named_modules() if name not in lent}
+    integer = {name: layer for name, module in candidates.items() if (layer := _integer_layer(module, dtype))}
     for name, layer in integer.items():
         model.set_submodule(name, layer)
     return list(integer)
 
 
 def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """The layer in integers, followed by the fake quantisation of its output where there is one."""
-    if not isinstance(layer, QuantLinear | QuantConv2d) or (isinstance(layer, nn.Conv2d) and not is_patchwise(layer)):
+    """The layer in integers, behind what undoes the images' normalisation and before the fake quantisation of its
+    output, where there is one."""
+    if not isinstance(layer, QuantLinear | QuantConv) or (isinstance(layer, QuantConv) and not is_patchwise(layer)):
         return None
     weight, input = _integer_weight(layer), _per_tensor(layer.input)
     if weight is None or input is None:
         return None
-    if isinstance(layer, QuantConv2d):
+    if isinstance(layer, nn.Conv2d):
         patch = (layer.kernel_size[0], layer.kernel_size[1])
-        return _with_output(IntegerPatchEmbedding(weight, layer.bias, input, dtype, patch), layer.output)
-    return _with_output(IntegerLinear(weight, layer.bias, input, dtype), layer.output)
+        return _between(layer, IntegerPatchEmbedding(weight, layer.bias, input, dtype, patch))
+    return _between(layer, IntegerLinear(weight, layer.bias, input, dtype))
 
 
-def _with_output(layer: IntegerLinear, output: nn.Module) -> nn.Module:
-    return layer if isinstance(output, Point) else nn.Sequential(OrderedDict({INTEGER: layer, "output": output}))
+def _between(layer: QuantLayer, integer: IntegerLinear) -> nn.Module:
+    parts = {PIXELS: layer._modules.get(PIXELS), INTEGER: integer, "output": layer.output}
+    stages = OrderedDict(
+        (name, part) for name, part in parts.items() if part is not None and not isinstance(part, Point)
+    )
+    return integer if len(stages) == 1 else nn.Sequential(stages)
 
 
-def _integer_weight(layer: QuantLinear | QuantConv2d) -> QuantizedWeight | None:
+def _integer_weight(layer: QuantLayer) -> QuantizedWeight | None:
     quantizer = getattr(layer, WEIGHT)
     if not isinstance(quantizer, AffineQuantizer) or not quantizer.symmetric:
         return None
@@ -144,25 +158,26 @@ def _per_tensor(point: nn.Module) -> PerTensor | None:
 
 def _join_neighbours(model: nn.Module) -> None:
     """Let LayerNorm, fc1 and GELU hand levels to the layer that would quantise what they emit."""
-    for module in model.modules():
-        if isinstance(module, Mlp):
-            _join_mlp(module)
-    for parent, norm, linear in list(normalised_inputs(model)):
-        padded = isinstance(parent, SwinTransformerBlock) and norm == "norm1" and not fills_its_windows(parent)
-        if not padded:
-            _join_norm(parent, norm, linear)
+    known = structure(model)
+    for layer, activated in known.activated.items():
+        if activated.function == "gelu" and activated.before is not None:
+            _join_mlp(model, activated.before, activated.module, layer)
+    for norm in known.norms:
+        if len(norm.layers) == 1 and not (norm.padded or norm.cast or norm.averaged):
+            _join_norm(model, norm.norm, norm.layers[0])
 
 
-def _join_mlp(mlp: Mlp) -> None:
-    exact_gelu = type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
-    both_plain = type(mlp.fc1) is IntegerLinear and type(mlp.fc2) is IntegerLinear
-    if exact_gelu and both_plain and isinstance(mlp.norm, nn.Identity):
-        mlp.fc1.feed_through_gelu(mlp.fc2)
-        mlp.act = nn.Identity()
+def _join_mlp(model: nn.Module, before: str, activation: str, layer: str) -> None:
+    first, second, between = (model.get_submodule(name) for name in (before, layer, activation))
+    alone = not any(True for _ in between.children()) and not between.state_dict()
+    if alone and activation and type(first) is IntegerLinear and type(second) is IntegerLinear:
+        first.feed_through_gelu(second)
+        model.set_submodule(activation, nn.Identity())
 
 
-def _join_norm(parent: nn.Module, name: str, linear: nn.Module | None) -> None:
-    norm = getattr(parent, name)
-    first = linear[0] if isinstance(linear, nn.Sequential) else linear
-    if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and isinstance(first, IntegerLinear):
-        setattr(parent, name, IntegerLayerNorm(norm, first.input))
+def _join_norm(model: nn.Module, name: str, layer: str) -> None:
+    norm, linear = model.get_submodule(name), model.get_submodule(layer)
+    first = getattr(linear, INTEGER) if isinstance(linear, nn.Sequential) else linear
+    affine = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and norm.bias is not None
+    if affine and type(first) is IntegerLinear:
+        model.set_submodule(name, IntegerLayerNorm(norm, first.input))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from psaq.quantization.model.layers import flattened_patches
+from psaq.quantization.model.layers import flattened_patches, out_of_sight
 from psaq.quantization.quantizers.keeps_types import KeepsTypes
 from psaq_kernels import PerTensor, QuantizedWeight, layer_norm_quantize, quant_linear
 
@@ -40,7 +40,13 @@ class IntegerLinear(KeepsTypes):
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
     @property
-    def weight(self) -> QuantizedWeight:
+    def weight(self) -> Tensor:
+        """Nothing but a type and a device, which models ask of a layer's weight."""
+        return self.values.new_empty(0, dtype=self.dtype)
+
+    @property
+    def integers(self) -> QuantizedWeight:
+        """The weight."""
         return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True)
 
     def feed_through_gelu(self, following: "IntegerLinear") -> None:
@@ -51,21 +57,22 @@ class IntegerLinear(KeepsTypes):
     def forward(
         self, x: Float[Tensor, "... inputs"] | Int8[Tensor, "... inputs"]
     ) -> Float[Tensor, "... outputs"] | Int8[Tensor, "... outputs"]:
-        return quant_linear(
-            x,
-            self.weight,
-            self.input,
-            self.bias,
-            activation=self.activation,
-            output=self.emitted,
-            dtype=None if self.emitted else self.dtype,
-        )
+        with out_of_sight():
+            return quant_linear(
+                x,
+                self.integers,
+                self.input,
+                self.bias,
+                activation=self.activation,
+                output=self.emitted,
+                dtype=None if self.emitted else self.dtype,
+            )
 
     def extra_repr(self) -> str:
-        bits = 4 if self.weight.packed else 8
+        bits = 4 if self.integers.packed else 8
         then = f", then {self.activation}" if self.activation else ""
         emitted = "int8" if self.emitted else str(self.dtype).removeprefix("torch.")
-        return f"{self.inputs} → {self.weight.outputs}, int{bits} weights{then}, emits {emitted}"
+        return f"{self.inputs} → {self.integers.outputs}, int{bits} weights{then}, emits {emitted}"
 
 
 class IntegerPatchEmbedding(IntegerLinear):
@@ -83,7 +90,9 @@ class IntegerPatchEmbedding(IntegerLinear):
         self.patch = patch
 
     def forward(self, x: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images outputs rows columns"]:
-        return rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
+        emitted = rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
+        # Among convolutions another arrangement in memory would make the next ones sum in another order.
+        return emitted.contiguous() if self.patch == (1, 1) else emitted
 
 
 class IntegerLayerNorm(KeepsTypes):
@@ -100,7 +109,8 @@ class IntegerLayerNorm(KeepsTypes):
         self.register_buffer("bias", norm.bias.detach().float())
 
     def forward(self, x: Float[Tensor, "... channels"]) -> Int8[Tensor, "... channels"]:
-        return layer_norm_quantize(x, self.weight, self.bias, self.output, self.eps)
+        with out_of_sight():
+            return layer_norm_quantize(x, self.weight, self.bias, self.output, self.eps)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}, emits int8"

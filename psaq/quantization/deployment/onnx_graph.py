@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.zoo import data_config
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear, flattened_patches, is_patchwise
+from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
+from psaq.quantization.model.conversion import lent_layers
+from psaq.quantization.model.layers import (
+    PIXELS,
+    QuantConv,
+    QuantLayer,
+    QuantLinear,
+    flattened_patches,
+    is_patchwise,
+    out_of_sight,
+)
 from psaq.quantization.model.points import WEIGHT, Point, all_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer
@@ -32,7 +42,7 @@ _VALUES = "integers"
 _UINT8_ZERO = 128
 
 
-def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
+def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) -> None:
     """Write a quantised model as ONNX, opset 21, for any number of images.
 
     Weights are stored as the integers they are, followed by DequantizeLinear: int4 up to 4 bits, above uint8 with 128
@@ -42,23 +52,27 @@ def export_onnx(qmodel: nn.Module, path: Path | str) -> None:
     onnxruntime multiplies 4-bit weights in float: only 8 bits with scope "linear" have all linear layers in integers.
     With scope "all" onnxruntime fuses sums into integer operators that round once more.
 
+    Args:
+        part: the module to export, by name, in place of the whole: the backbone of a detector, which chooses its boxes
+            as it goes. It must take a batch of images.
+
     Raises:
-        PsaqError: not a quantised model, a quantiser that ONNX has no operator for, an onnx package that is missing,
-            or a file that cannot be written.
+        PsaqError: not a quantised model, or one that cannot be exported whole; a quantiser that ONNX has no operator
+            for, an onnx package that is missing, or a file that cannot be written.
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
     model = copy.deepcopy(qmodel).cpu().float().eval()
     narrow = _swap_layers(model)
-    _write(_traced(model, qmodel), narrow, Path(path))
+    _write(*_traced(model, qmodel, part, narrow), Path(path))
 
 
-def export_float_onnx(qmodel: nn.Module, path: Path | str) -> None:
+def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) -> None:
     """The same architecture and weights with every quantisation point off, to be compared with in speed."""
     model = copy.deepcopy(qmodel).cpu().float().eval()
     for name in all_points(model):
         model.set_submodule(name, Point())
-    _write(_traced(model, qmodel), set(), Path(path))
+    _write(*_traced(model, qmodel, part, set()), Path(path))
 
 
 # Layers whose trace is the wanted graph --------------------------------------------------------------------------
@@ -147,7 +161,17 @@ class _OnnxWeight(nn.Module):
             self.register_buffer(_VALUES, (integers.int() + _UINT8_ZERO).to(torch.uint8))
             self.register_buffer("zero_point", torch.full_like(quantizer.scale, _UINT8_ZERO, dtype=torch.uint8))
 
-    def forward(self) -> Float[Tensor, "..."]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it stands for, which models ask of a layer's weight."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Likewise."""
+        return torch.device("cpu")
+
+    def forward(self, _: object = None) -> Float[Tensor, "..."]:
         return _Stored.apply(self.integers, self.scale, self.zero_point, self.axis)
 
 
@@ -158,9 +182,7 @@ class _OnnxLinear(nn.Module):
     into a product that rounds its input to 8 bits in its own way.
     """
 
-    def __init__(
-        self, layer: QuantLinear | QuantConv2d, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer
-    ):
+    def __init__(self, layer: QuantLayer, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer):
         super().__init__()
         self.input, self.output, self.bias = layer.input, layer.output, layer.bias
         stored = integers.t().contiguous()
@@ -168,30 +190,22 @@ class _OnnxLinear(nn.Module):
         self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        y = self.input(x) @ self.weight()
-        return self.output(y if self.bias is None else y + self.bias)
+        with out_of_sight():
+            y = self.input(x) @ self.weight()
+            return self.output(y if self.bias is None else y + self.bias)
 
 
 class _OnnxPatchEmbedding(_OnnxLinear):
     """A patchwise convolution as a linear layer: onnxruntime multiplies integers there, and floats in a convolution."""
 
-    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
+    def __init__(self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
         super().__init__(layer, integers.flatten(1), quantizer)
+        self.pixels = layer._modules.get(PIXELS)
         self.patch = (layer.kernel_size[0], layer.kernel_size[1])
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
+        x = x if self.pixels is None else self.pixels(x)
         return rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
-
-
-class _OnnxConv2d(nn.Module):
-    def __init__(self, layer: QuantConv2d, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
-        super().__init__()
-        self.input, self.output, self.bias = layer.input, layer.output, layer.bias
-        self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        self.weight = _OnnxWeight(integers, quantizer, axis=0)
-
-    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
-        return self.output(nn.functional.conv2d(self.input(x), self.weight(), self.bias, *self.geometry))
 
 
 def _swap_layers(model: nn.Module) -> set[str]:
@@ -201,9 +215,14 @@ def _swap_layers(model: nn.Module) -> set[str]:
         if not name.endswith(f".{WEIGHT}"):
             model.set_submodule(name, _onnx_point(name, point))
     weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
+    lent, narrow = lent_layers(model), set()
     for name, quantizer in weights.items():
-        model.set_submodule(name, _onnx_layer(model.get_submodule(name), quantizer))  # type: ignore[arg-type]
-    return {f"{name}.weight.{_VALUES}" for name, point in weights.items() if point.bits <= NIBBLE_BITS}  # type: ignore[operator]
+        assert isinstance(quantizer, AffineQuantizer)
+        layer = _onnx_layer(name, model.get_submodule(name), quantizer, lent)
+        model.set_submodule(name, layer)
+        if quantizer.bits <= NIBBLE_BITS:
+            narrow.add(f"{name}.{WEIGHT if isinstance(layer, QuantLayer) else 'weight'}.{_VALUES}")
+    return narrow
 
 
 def _onnx_point(name: str, point: nn.Module) -> nn.Module:
@@ -216,39 +235,55 @@ def _onnx_point(name: str, point: nn.Module) -> nn.Module:
     raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; take what psaq.quantize returned")
 
 
-def _onnx_layer(layer: nn.Module, quantizer: AffineQuantizer) -> nn.Module:
-    assert isinstance(layer, QuantLinear | QuantConv2d)
-    integers = quantizer.integers(layer.weight)
-    if isinstance(layer, QuantConv2d):
-        kind = _OnnxPatchEmbedding if is_patchwise(layer) else _OnnxConv2d
-        return kind(layer, integers, quantizer)
-    return _OnnxLinear(layer, integers, quantizer)
+def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: set[str]) -> nn.Module:
+    assert isinstance(layer, QuantLayer)
+    integers = quantizer.integers(layer.rows(layer.weight))
+    if isinstance(layer, QuantLinear) and name not in lent:
+        return _OnnxLinear(layer, integers, quantizer)
+    if isinstance(layer, QuantConv) and is_patchwise(layer):
+        return _OnnxPatchEmbedding(layer, integers, quantizer)
+    layer.weight_quantizer = _OnnxWeight(integers, quantizer, axis=0)
+    return layer
 
 
 # Trace to file ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _traced(model: nn.Module, qmodel: nn.Module) -> "onnx.ModelProto":
-    onnx = _onnx()
-    images = torch.zeros(2, 3, *data_config(qmodel).image_size)
+def _traced(
+    model: nn.Module, qmodel: nn.Module, part: str | None, narrow: set[str]
+) -> tuple["onnx.ModelProto", set[str]]:
+    """The graph of the model or its part, and what the narrow weights are called there."""
+    onnx, config = _onnx(), data_config(qmodel)
+    traced = OnnxPart(part_of(model, part))
+    images = taken_by(traced.model, model, torch.zeros(2, config.channels, *config.image_size))
+    outputs = _output_names(traced(images))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # torch's newer exporter needs a package more; the older one announces that it is the older one, and that
         # timm's checks of image sizes are not part of the graph.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        torch.onnx.export(
-            model,
-            (images,),
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            opset_version=_TRACED_OPSET,
-            input_names=[_INPUT],
-            output_names=[_OUTPUT],
-            dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
-        )
-    return onnx.load_model_from_string(buffer.getvalue())
+        try:
+            torch.onnx.export(
+                traced,
+                (images,),
+                buffer,  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=_TRACED_OPSET,
+                input_names=[_INPUT],
+                output_names=outputs,
+                dynamic_axes={name: {0: "batch"} for name in (_INPUT, *outputs)},
+            )
+        except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+            raise refused(model, error) from error
+    prefix = f"{part}." if part else ""
+    names = {f"model.{name.removeprefix(prefix)}" for name in narrow if name.startswith(prefix)}
+    return onnx.load_model_from_string(buffer.getvalue()), names
+
+
+def _output_names(output: Tensor | tuple[Tensor, ...]) -> list[str]:
+    return [_OUTPUT] if isinstance(output, Tensor) else [f"output{place}" for place in range(len(output))]
 
 
 def _write(graph: "onnx.ModelProto", narrow: set[str], path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from psaq.quantization.deployment.deploy import INTEGER, deploy
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear
+from psaq.quantization.model.layers import PIXELS, out_of_sight
 from psaq.quantization.model.points import Point
 
 
@@ -50,13 +51,15 @@ class SimulatedLayer(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.float()).to(self.dtype)
+        with out_of_sight():
+            return self.layer(x.float()).to(self.dtype)
 
 
 def _simulated(integer: IntegerLinear | IntegerLayerNorm, layer: nn.Module) -> SimulatedLayer:
     if isinstance(integer, IntegerLayerNorm):
         return SimulatedLayer(layer, torch.float32)
     layer.output = Point()  # the model has it behind this layer, in its own type
+    layer._modules.pop(PIXELS, None)  # and this before it
     if integer.emitted is None:
         return SimulatedLayer(layer, integer.dtype)
     return SimulatedLayer(nn.Sequential(layer, nn.GELU()), torch.float32)

@@ -1,83 +1,97 @@
-"""From a timm vision transformer to the same model with quantisation points, all of them off."""
+"""From a vision transformer of any make to the same model with quantisation points, all of them off."""
 
 import copy
+from typing import Any
 
-from timm import layers as timm_layers
-from timm.layers import AttentionPoolLatent
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.swin_transformer import (
-    PatchMerging,
-    SwinTransformer,
-    SwinTransformerBlock,
-    SwinTransformerStage,
-    WindowAttention,
-)
-from timm.models.vision_transformer import Attention, Block, LayerScale, ResPostBlock, VisionTransformer
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.models.features import attention_layers
-from psaq.quantization.model.attention import QuantAttention, QuantAttentionPoolLatent, QuantWindowAttention
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear
-from psaq.quantization.model.points import Point, Quantized
-from psaq.quantization.model.swin import QuantSwinBlock, QuantSwinTransformer
-from psaq.quantization.model.vit import (
-    QuantBlock,
-    QuantResPostBlock,
-    QuantVisionTransformer,
-    QuantVisionTransformerDistilled,
-)
-
-QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
-    nn.Linear: QuantLinear,
-    nn.Conv2d: QuantConv2d,
-    Attention: QuantAttention,
-    AttentionPoolLatent: QuantAttentionPoolLatent,
-    Block: QuantBlock,
-    ResPostBlock: QuantResPostBlock,
-    VisionTransformer: QuantVisionTransformer,
-    VisionTransformerDistilled: QuantVisionTransformerDistilled,
-    WindowAttention: QuantWindowAttention,
-    SwinTransformerBlock: QuantSwinBlock,
-    SwinTransformer: QuantSwinTransformer,
-}
-"""Module type → the same type with points."""
-
-_UNCHANGED: tuple[type[nn.Module], ...] = (
-    nn.Sequential,
-    nn.LayerNorm,
-    LayerScale,
-    PatchMerging,
-    SwinTransformerStage,
-    timm_layers.ClassifierHead,
-    timm_layers.GluMlp,
-    timm_layers.LayerNorm,
-    timm_layers.Mlp,
-    timm_layers.PatchEmbed,
-    timm_layers.RmsNorm,
-    timm_layers.SelectAdaptivePool2d,
-    timm_layers.SwiGLU,
-)
-"""Types that need no points: the products they hold are layers of their own, and norms stay in float."""
+from psaq.models.calling import takes
+from psaq.models.features import find_sites
+from psaq.models.opened import open_attention
+from psaq.models.trace import Trace, trace
+from psaq.quantization.model.layers import is_layer
+from psaq.quantization.model.structure import Structure, structure_of
+from psaq.quantization.model.watching import watch, watch_layer, watch_output
 
 
-def converted(model: nn.Module) -> nn.Module:
+def converted(model: nn.Module, images: Tensor) -> tuple[nn.Module, Trace]:
     """A copy of ``model`` in evaluation mode that computes the same, with every quantisation point off and nothing
-    shared between its layers.
+    shared between its layers; and the trace that its structure was read from.
+
+    Args:
+        images: what the model takes; it is run on the first.
 
     Raises:
-        PsaqError: it is quantised already, a module is of a type that psaq cannot walk, or there is no attention.
+        PsaqError: it is quantised already, there is no attention, or it does not take such images.
     """
-    if isinstance(model, Quantized):
+    copied = own_copy(model)
+    seen = trace(copied, images[:1])
+    copied.psaq_sites = find_sites(copied, seen)  # type: ignore[assignment]
+    copied.psaq_takes = takes(model)  # type: ignore[assignment]
+    copied.psaq_left_out = {}  # type: ignore[assignment]
+    bake_weights(copied, seen)
+    add_points(copied, structure_of(copied, seen))
+    return copied, seen
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode and in float32 at least, with modules and parameters of its own in every place. Raises
+    PsaqError where it is quantised already."""
+    if hasattr(model, "psaq_structure"):
         raise PsaqError(f"{type(model).__name__}: is quantised already; pass the model that it was made from")
-    model = _untied(copy.deepcopy(model).eval())
-    attention_layers(model)
-    for name, module in list(model.named_modules()):
-        if type(module) in QUANTIZED:
-            _add_points(module, QUANTIZED[type(module)])
-        elif not _needs_no_points(module):
-            raise PsaqError(_refusal(name, module))
-    return model
+    copied = copy.deepcopy(model).eval()
+    if next(copied.parameters()).dtype in (torch.float16, torch.bfloat16):
+        copied.float()  # what is measured and rounded must not be rounded twice
+    return with_own_layers(copied)
+
+
+def with_own_layers(model: nn.Module) -> nn.Module:
+    """The model itself, torch's attention written out, every place with modules and parameters of its own."""
+    open_attention(model)
+    return _untied(model)
+
+
+def add_points(model: nn.Module, structure: Structure) -> None:
+    """Let the calls and layers that ``structure`` names lead through points."""
+    for name in structure.layers:
+        watch_layer(model.get_submodule(name))
+    for name in structure.outputs:
+        watch_output(model.get_submodule(name))
+    for name, entries in {"": {}, **structure.watched}.items():
+        watch(model.get_submodule(name), entries)
+    model.psaq_structure = structure  # type: ignore[assignment]
+
+
+def structure(qmodel: nn.Module) -> Structure:
+    """What a converted model is known to be made of."""
+    known = qmodel.psaq_structure
+    assert isinstance(known, Structure)
+    return known
+
+
+def lent_layers(qmodel: nn.Module) -> set[str]:
+    """Layers whose weight another module multiplies with: it has to stay there."""
+    entries = (
+        (module, entry)
+        for module, methods in structure(qmodel).watched.items()
+        for kinds in methods.values()
+        for entry in kinds.get("layer", ())
+    )
+    return {
+        f"{module}.{entry[0]}" if module else str(entry[0]) for module, entry in entries if entry and len(entry) == 1
+    }
+
+
+def bake_weights(model: nn.Module, seen: Trace) -> None:
+    """Weights that a layer computes anew at every call (standardised ones) become its own."""
+    for index, weight in seen.computed_weights.items():
+        call = seen.calls[index]
+        layer: Any = model.get_submodule(call.module)
+        if is_layer(layer) and seen.is_static(call.sources[1]):
+            with torch.no_grad():
+                layer.weight.copy_(weight)
 
 
 def _untied(model: nn.Module) -> nn.Module:
@@ -94,23 +108,3 @@ def _untied(model: nn.Module) -> nn.Module:
                 setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
             parameters.add(parameter)
     return model
-
-
-def _add_points(module: nn.Module, quantized: type[Quantized]) -> None:
-    module.__class__ = quantized
-    for point in quantized.points:
-        module.add_module(point, Point())
-
-
-def _needs_no_points(module: nn.Module) -> bool:
-    holds_nothing = not any(True for _ in module.children()) and not module.state_dict()
-    return type(module) in _UNCHANGED or holds_nothing
-
-
-def _refusal(name: str, module: nn.Module) -> str:
-    known = ", ".join(sorted(kind.__name__ for kind in (*QUANTIZED, *_UNCHANGED)))
-    what = f"module {name!r}" if name else "the model"
-    return (
-        f"{what}: psaq cannot quantise a {type(module).__module__}.{type(module).__qualname__}. It walks timm's "
-        f"VisionTransformer, VisionTransformerDistilled and SwinTransformer made of {known}"
-    )

@@ -1,13 +1,14 @@
 """Quantisation points: the named places of a model where a tensor may be quantised.
 
-A quantised module is the timm or torch module itself: it keeps its parameters, children and names, and only its
-class becomes a subclass whose forward leads through the points. So whatever works with the model (features, hooks,
-state dicts) works with the quantised one. A point is a child module: it starts as `Point`, the identity, holds an
-observer during calibration, and a quantiser afterwards. Its name is its path: "blocks.3.attn.scores".
+A quantised module is the user's module itself: it keeps its parameters, children and names, and only its class becomes
+a subclass whose calls lead through the points. So whatever works with the model (features, hooks, state dicts) works
+with the quantised one. A point is a child module: it starts as `Point`, the identity, holds an observer during
+calibration, and a quantiser afterwards. Its name is its path, and the end of it says what passes there:
+"blocks.3.attn.scores".
 """
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -17,36 +18,37 @@ from psaq.errors import PsaqError
 Scope = Literal["all", "matmul", "linear"]
 """Which activations are quantised beside the weights; see `SCOPES`."""
 
-_LINEAR = ("*.input",)
-_MATMUL = (*_LINEAR, "*.query", "*.key", "*.value", "*.probabilities")
-_AUTHORS = (
-    "*.input",
-    "*patch_embed.proj.output",
-    "*tokens",
-    "*position_embedding",
-    "*embedded",
-    "*.qkv.output",
-    "*.scores",
-    "*.bias_table",
-    "*.biased_scores",
-    "*.proj.output",
-    "*.residual1",
-    "*.fc2.output",
-    "*.residual2",
-    "*.reduction.output",
-    "*features",
-    "*head*.output",
+WEIGHT = "weight_quantizer"
+BARE_WEIGHT = "bare_weight"
+"""A parameter that a product takes without a layer around it; quantised like a weight, wherever activations are."""
+
+_LINEAR = frozenset({"input", BARE_WEIGHT})
+_FACTORS = frozenset({"query", "key", "value", "probabilities", "left", "right"})
+_AUTHORS = frozenset(
+    {
+        "output",
+        "tokens",
+        "position_embedding",
+        "embedded",
+        "scores",
+        "bias_table",
+        "biased_scores",
+        "residual",
+    }
 )
 
-SCOPES: dict[Scope, tuple[str, ...]] = {"all": _AUTHORS, "matmul": _MATMUL, "linear": _LINEAR}
-"""Scope → patterns of the live activation points.
+SCOPES: dict[Scope, frozenset[str]] = {
+    "all": _LINEAR | _AUTHORS,
+    "matmul": _LINEAR | _FACTORS,
+    "linear": _LINEAR,
+}
+"""Scope → roles of the live activation points.
 
-- ``all``: the authors' points. LayerNorm internals, the softmax output and fc1's output stay in float.
+- ``all``: the authors' points: inputs of layers, their outputs unless an activation function follows, the outputs of
+  norms that no layer reads as they are, attention scores, tokens, position embeddings, residual sums.
 - ``matmul``: the inputs of every matrix product, attention's included.
-- ``linear``: the inputs of the linear layers and of the patch embedding's convolution.
+- ``linear``: the inputs of the linear and convolution layers.
 """
-
-WEIGHT = "weight_quantizer"
 
 
 class Point(nn.Identity):
@@ -66,9 +68,16 @@ class Quantized(nn.Module):
         """The points that this module's forward passes through."""
         return self.points
 
-    def any_live(self, *points: str) -> bool:
+    def is_live(self, *points: str | None) -> bool:
         """Whether something observes or quantises at one of these points."""
-        return any(not isinstance(getattr(self, point), Point) for point in points)
+        return any(point is not None and not isinstance(getattr(self, point), Point) for point in points)
+
+
+def role(point: str) -> str:
+    """What passes at a point: its name without its path, its number, and what tells it from a module's own child."""
+    match = re.fullmatch(r"(.*?)\d*(?:_point)?", point.rpartition(".")[2])
+    assert match is not None
+    return match[1]
 
 
 def all_points(model: nn.Module) -> dict[str, nn.Module]:
@@ -86,18 +95,26 @@ def live_points(model: nn.Module) -> dict[str, nn.Module]:
     return {name: point for name, point in all_points(model).items() if not isinstance(point, Point)}
 
 
-def points_in_scope(names: Iterable[str], scope: Scope) -> list[str]:
-    """The activation points, of those named, that a scope quantises. Raises PsaqError for an unknown scope."""
+def points_in_scope(qmodel: nn.Module, scope: Scope) -> list[str]:
+    """The activation points that a scope quantises. Raises PsaqError for an unknown scope."""
     if scope not in SCOPES:
         raise PsaqError(f"scope {scope!r}: there is none of that name; choose from {', '.join(SCOPES)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in SCOPES[scope])]
+    return _named(qmodel, lambda name: role(name) in SCOPES[scope] and not _feeds_activation(qmodel, name))
 
 
-def weight_points(names: Iterable[str]) -> list[str]:
-    """Those of the points where a weight passes."""
-    return [name for name in names if name.endswith(f".{WEIGHT}")]
+def weight_points(qmodel: nn.Module) -> list[str]:
+    """The points where the weight of a layer passes."""
+    return _named(qmodel, lambda name: role(name) == WEIGHT)
 
 
 def layer_of(point: str) -> str:
     """The module that a point or a parameter belongs to, by name."""
     return point.rpartition(".")[0]
+
+
+def _feeds_activation(qmodel: nn.Module, point: str) -> bool:
+    return role(point) == "output" and layer_of(point) in qmodel.psaq_structure.feeds_activation  # type: ignore[operator, union-attr]
+
+
+def _named(qmodel: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
+    return [name for name in all_points(qmodel) if wanted(name)]

@@ -1,134 +1,187 @@
 """Residual streams: what writes to them, and what reads them through a norm."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from timm.layers import PatchEmbed, RmsNorm
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
-from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 from torch import nn
 
-from psaq.quantization.model.neighbours import fills_its_windows
+from psaq.models.trace import IMAGE, NORMS, Call, Source, Trace
+from psaq.quantization.model.structure import MEANS, VIEWS, Structure, StructureReader
 
-_HIDDEN = ("fc1", "fc1_g", "fc1_x")  # of an MLP, plain or gated: what its input goes into
-_TOKENS = ("pos_embed", "cls_token", "dist_token", "reg_token")
+_CARRYING = VIEWS | MEANS | {"interpolate"}
+"""Calls that treat every channel of a stream alike."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A layer whose output, times the LayerScale behind it, is added to the stream."""
+    """A layer whose output, times the scales behind it, is added to the stream; both by name."""
 
-    layer: nn.Linear | nn.Conv2d
-    scale: LayerScale | None = None
+    layer: str
+    scale: str | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A norm of the stream, and all the layers that its output goes into."""
+    """A norm of the stream, and all the layers that its output goes into; by name."""
 
-    norm: nn.LayerNorm | RmsNorm
-    layers: tuple[nn.Linear, ...]
+    norm: str
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """All that touches the features that run past the blocks of a ViT, or of one stage of a Swin."""
+    """All that touches features to which one layer after the other adds.
+
+    Attributes:
+        tokens: parameters that are added to it or set beside it, (…, channels).
+    """
 
     channels: int
-    tokens: tuple[nn.Parameter, ...]
-    """Added to it or set beside it: (…, channels)."""
+    tokens: tuple[str, ...]
     writers: tuple[Writer, ...]
     readers: tuple[Reader, ...]
 
 
-def streams(model: nn.Module) -> list[Stream]:
-    """Those that nothing touches but writers, tokens and readers."""
-    found = map(_found, _candidates(model))
-    return [stream for stream in found if stream is not None]
-
-
-def _found(candidate: Callable[[], Stream]) -> Stream | None:
-    try:
-        return candidate()
-    except _UnknownError:
-        return None
+def streams(model: nn.Module, trace: Trace, structure: Structure) -> list[Stream]:
+    """Those that nothing touches but writers, tokens and readers, in the order in which they begin."""
+    explored: set[int] = set()
+    found = []
+    for call in trace.of_kind("sum"):
+        if call.index in explored or trace.is_static(call.index):
+            continue
+        walk = _Exploration(model, trace, structure)
+        stream = walk.from_call(call)
+        explored |= walk.seen
+        if stream is not None:
+            found.append((min(walk.seen), stream))
+    return [stream for _, stream in sorted(found, key=lambda pair: pair[0])]
 
 
 class _UnknownError(Exception):
     """Something touches the stream that is neither writer nor token nor reader."""
 
 
-def _candidates(model: nn.Module) -> list[Callable[[], Stream]]:
-    if isinstance(model, SwinTransformer):
-        return [partial(_swin_stream, model, stage) for stage in range(len(model.layers))]
-    return [partial(_vit_stream, model)] if isinstance(model, VisionTransformer) else []
+class _Exploration:
+    """Everything that a stream's features reach and come from."""
 
+    def __init__(self, model: nn.Module, trace: Trace, structure: Structure):
+        self.model = model
+        self.trace = trace
+        self.layers = StructureReader(model, trace).layer_of
+        self.norms = {norm.norm: norm for norm in structure.norms}
+        self.seen: set[int] = set()
+        self.tokens: dict[str, None] = {}
+        self.writers: dict[Writer, None] = {}
+        self.readers: dict[Reader, None] = {}
+        self.waiting: list[Call] = []
 
-def _vit_stream(model: VisionTransformer) -> Stream:
-    embed = model.patch_embed
-    _require(isinstance(embed, PatchEmbed) and isinstance(embed.norm, nn.Identity))
-    _require(isinstance(model.norm_pre, nn.Identity))
-    _require(embed.proj.groups == 1)  # otherwise an output sees a part of the channels only
-    tokens = tuple(token for name in _TOKENS if (token := getattr(model, name, None)) is not None)
-    writers, readers = _blocks(model.blocks)
-    return Stream(model.embed_dim, tokens, (Writer(embed.proj), *writers), (*readers, _vit_head(model)))
+    def from_call(self, call: Call) -> Stream | None:
+        self._join(call)
+        known = True
+        while self.waiting:
+            step = self.waiting.pop()
+            try:
+                self._backward(step)
+                self._forward(step)
+            except _UnknownError:  # explore on, so that no part is taken for a stream of its own
+                known = False
+        return self._stream() if known else None
 
+    def _stream(self) -> Stream | None:
+        widths = {self._width(writer.layer) for writer in self.writers}
+        if len(widths) != 1 or not self.readers:
+            return None
+        stream = Stream(widths.pop(), tuple(self.tokens), tuple(self.writers), tuple(self.readers))
+        return stream if self._fits(stream) else None
 
-def _vit_head(model: VisionTransformer) -> Reader:
-    distilled = isinstance(model, VisionTransformerDistilled)  # its heads read the tokens without another norm
-    candidates = [model.norm] if distilled else [model.norm, model.fc_norm]
-    norms = [norm for norm in candidates if not isinstance(norm, nn.Identity)]
-    _require(model.attn_pool is None and model.global_pool in ("token", "avg") and len(norms) == 1)
-    heads = (getattr(model, name, None) for name in ("head", "head_dist"))
-    return _reader(norms[0], *(head for head in heads if head is not None))
+    def _fits(self, stream: Stream) -> bool:
+        tokens = all(self.trace.shapes[token][-1] == stream.channels for token in stream.tokens)
+        layers = [self.model.get_submodule(layer) for reader in stream.readers for layer in reader.layers]
+        wide = all(isinstance(layer, nn.Linear) and layer.in_features % stream.channels == 0 for layer in layers)
+        names = [layer for reader in stream.readers for layer in reader.layers]
+        return tokens and wide and len(set(names)) == len(names)
 
+    def _width(self, layer: str) -> int:
+        module = self.model.get_submodule(layer)
+        if isinstance(module, nn.Linear):
+            return module.out_features
+        assert isinstance(module, nn.Conv2d)
+        return module.out_channels
 
-def _swin_stream(model: SwinTransformer, stage: int) -> Stream:
-    merging = model.layers[stage].downsample
-    _require(isinstance(merging, PatchMerging))  # a norm writes to the first stage
-    writers, readers = _blocks(model.layers[stage].blocks)
-    last = _swin_head(model) if stage + 1 == len(model.layers) else _merging(model.layers[stage + 1].downsample)
-    return Stream(merging.reduction.out_features, (), (Writer(merging.reduction), *writers), (*readers, last))
+    def _join(self, call: Call) -> None:
+        if call.index not in self.seen:
+            self.seen.add(call.index)
+            self.waiting.append(call)
 
+    # What the features came from ---------------------------------------------------------------------------------
 
-def _swin_head(model: SwinTransformer) -> Reader:
-    _require(model.head.global_pool.pool_type == "avg")
-    return _reader(model.norm, model.head.fc)
+    def _backward(self, call: Call) -> None:
+        if call.index in self.layers:
+            self._write(Writer(self.layers[call.index]))
+        elif call.name == "mul":
+            self._write(self._scaled(call))
+        elif call.kind in ("sum", "join") or call.name in _CARRYING:
+            for source in call.sources:
+                self._came_from(source)
+        else:
+            raise _UnknownError
 
+    def _came_from(self, source: Source) -> None:
+        if source == IMAGE:
+            raise _UnknownError
+        if self.trace.is_static(source):
+            self._token(source)
+        elif isinstance(source, int):
+            self._join(self.trace.calls[source])
 
-def _merging(merging: nn.Module) -> Reader:
-    _require(isinstance(merging, PatchMerging))
-    return _reader(merging.norm, merging.reduction)
+    def _token(self, source: Source) -> None:
+        if source is None:
+            return
+        behind = self.trace.parameters_behind(source)
+        if len(behind) != 1 or not all(call.name in _CARRYING for call in self._calls_behind(source)):
+            raise _UnknownError
+        self.tokens[behind.pop()] = None
 
+    def _calls_behind(self, source: Source) -> Iterator[Call]:
+        if isinstance(source, int):
+            yield self.trace.calls[source]
+            for taken in self.trace.calls[source].sources:
+                yield from self._calls_behind(taken)
 
-def _blocks(blocks: Iterable[nn.Module]) -> tuple[list[Writer], list[Reader]]:
-    writers: list[Writer] = []
-    readers: list[Reader] = []
-    for block in blocks:
-        _require(isinstance(block, Block | SwinTransformerBlock))
-        # Padding holds zeros behind the norm: nothing may be added to what they are multiplied with.
-        _require(not isinstance(block, SwinTransformerBlock) or fills_its_windows(block))
-        attn, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
-        _require(isinstance(attn, Attention | WindowAttention) and getattr(attn, "gate", None) is None)
-        hidden = [layer for name in _HIDDEN if (layer := getattr(mlp, name, None)) is not None]
-        readers += [_reader(block.norm1, attn.qkv), _reader(block.norm2, *hidden)]
-        writers += [_writer(attn.proj, getattr(block, "ls1", None)), _writer(mlp.fc2, getattr(block, "ls2", None))]
-    return writers, readers
+    def _write(self, writer: Writer) -> None:
+        module = self.model.get_submodule(writer.layer)
+        plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        if not plain or list(self.layers.values()).count(writer.layer) > 1:
+            raise _UnknownError
+        self.writers[writer] = None
 
+    def _scaled(self, call: Call) -> Writer:
+        """A layer's output times a parameter, one number a channel."""
+        scales = [source for source in call.sources if isinstance(source, str)]
+        layer = next((source for source in call.sources if isinstance(source, int) and source != IMAGE), None)
+        behind = self.trace.came_from(layer, lambda c: c.kind == "layer", lambda c: c.name in VIEWS)
+        if len(scales) != 1 or behind is None or behind.index not in self.layers:
+            raise _UnknownError
+        writer = Writer(self.layers[behind.index], scales[0])
+        if self.trace.shapes[scales[0]] != (self._width(writer.layer),) or len(self.trace.readers(behind.index)) != 1:
+            raise _UnknownError
+        return writer
 
-def _writer(layer: object, scale: object) -> Writer:
-    _require(isinstance(layer, nn.Linear) and (scale is None or isinstance(scale, nn.Identity | LayerScale)))
-    return Writer(layer, scale if isinstance(scale, LayerScale) else None)  # type: ignore[arg-type]
+    # What takes them ---------------------------------------------------------------------------------------------
 
+    def _forward(self, call: Call) -> None:
+        if call.index in self.trace.outputs:
+            raise _UnknownError
+        for reader in self.trace.readers(call.index):
+            if reader.kind in ("sum", "join") or reader.name in _CARRYING:
+                self._join(reader)
+            elif reader.module in self.norms and reader.name in NORMS:
+                self._read(reader.module)
+            else:
+                raise _UnknownError
 
-def _reader(norm: object, *layers: object) -> Reader:
-    _require(isinstance(norm, nn.LayerNorm | RmsNorm) and len(layers) > 0)
-    _require(all(isinstance(layer, nn.Linear) for layer in layers))
-    return Reader(norm, layers)  # type: ignore[arg-type]
-
-
-def _require(known: bool) -> None:
-    if not known:
-        raise _UnknownError
+    def _read(self, name: str) -> None:
+        norm, module = self.norms[name], self.model.get_submodule(name)
+        if norm.padded and getattr(module, "bias", None) is not None:
+            raise _UnknownError  # zeros stand behind the norm: nothing may be added to what they are multiplied with
+        self.readers[Reader(name, norm.layers)] = None

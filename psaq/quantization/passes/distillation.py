@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 from psaq.quantization.model.walk import blocks
 from psaq.quantization.passes.training import trained
@@ -47,24 +48,31 @@ def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, 
 def answer_error(qmodel: nn.Module, reference: nn.Module, images: Images) -> float:
     """The mean of `answer_loss` over the images."""
     parts = images.split(_IMAGES)
-    losses = [answer_loss(qmodel(part), reference(part)) * len(part) for part in parts]
+    student, teacher = Answering(qmodel), Answering(reference)
+    losses = [answer_loss(student(part), teacher(part), student.has_classes) * len(part) for part in parts]
     return float(torch.stack(losses).sum()) / len(images)
 
 
 def _train(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool) -> None:
     draw = torch.Generator().manual_seed(0)
+    student, teacher = Answering(qmodel), Answering(reference)
     chosen = _draws(len(images), draw)
-    emitted, wanted = _Emitted(qmodel), _Emitted(reference)
+    names = blocks(qmodel, images[:1]).names
+    emitted, wanted = _Emitted(qmodel, names), _Emitted(reference, names)
     with emitted.watched(), wanted.watched(), trained(qmodel, steps) as step:
         for _ in progress_bar(range(steps), description="Distilling", unit="step", enabled=progress):
             shown = _moved(images[[next(chosen) for _ in range(_IMAGES)]], draw)
             with torch.no_grad():
-                answer = reference(shown)
-            step(answer_loss(qmodel(shown), answer) + feature_loss(emitted.take(), wanted.take()))
+                answer = teacher(shown)
+            loss = answer_loss(student(shown), answer, student.has_classes)
+            step(loss + feature_loss(emitted.take(), wanted.take()))
 
 
-def answer_loss(logits: Logits, wanted: Logits) -> Float[Tensor, ""]:
-    """Kullback–Leibler divergence of the classes' probabilities, in nats, and the logits' relative squared error."""
+def answer_loss(logits: Logits, wanted: Logits, has_classes: bool = True) -> Float[Tensor, ""]:
+    """Kullback–Leibler divergence of the classes' probabilities, in nats, where there are any, and the answers'
+    relative squared error."""
+    if not has_classes:
+        return relative_error(logits, wanted)
     divergence = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
     return divergence + relative_error(logits, wanted)
 
@@ -72,7 +80,7 @@ def answer_loss(logits: Logits, wanted: Logits) -> Float[Tensor, ""]:
 def feature_loss(features: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:
     """The blocks' relative squared errors, their mean."""
     errors = [relative_error(*pair) for pair in zip(features, wanted, strict=True)]
-    return torch.stack(errors).mean()
+    return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
 def relative_error(x: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -83,8 +91,8 @@ def relative_error(x: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Flo
 class _Emitted:
     """What the blocks of a model emit, run by run."""
 
-    def __init__(self, model: nn.Module):
-        self.modules = [model.get_submodule(name) for name in blocks(model)]
+    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+        self.modules = [model.get_submodule(name) for name in names]
         self.features: list[Tensor] = []
 
     @contextmanager

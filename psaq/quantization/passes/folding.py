@@ -1,45 +1,72 @@
 """Rescaling a model so that it computes the same but quantises better; nothing of it is left at run time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from timm.layers import RmsNorm
-from timm.models.swin_transformer import SwinTransformerBlock
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from psaq.models.calling import run
+from psaq.quantization.model.heads import PlainAttention, Projection
 from psaq.quantization.model.layers import add_to_bias
-from psaq.quantization.model.neighbours import fills_its_windows, normalised_inputs, plain_attention
+from psaq.quantization.model.structure import NormReaders
 
 _SMALLEST = 1e-5  # of the largest: a channel that is always zero keeps a factor
 
 
-def fold_norms(model: nn.Module, batches: list[Tensor], strength: float, centre: bool = False) -> None:
-    """Divide each LayerNorm's channels by factors that the next weight is multiplied with.
+@torch.no_grad()
+def fold_norms(
+    model: nn.Module, norms: list[NormReaders], batches: list[Tensor], strength: float, centre: bool = False
+) -> None:
+    """Divide each norm's channels by factors that the next weights are multiplied with.
 
-    The factors are (max|y| per channel)^strength, with geometric mean 1: at 1 all channels of the LayerNorm's output
-    have one range (RepQ-ViT: Li et al. 2023), and the weight takes all of the spread; between 0 and 1 they share it
+    The factors are (max|y| per channel)^strength, with geometric mean 1: at 1 all channels of the norm's output
+    have one range (RepQ-ViT: Li et al. 2023), and the weights take all of the spread; between 0 and 1 they share it
     (SmoothQuant: Xiao et al. 2023).
 
     Args:
-        centre: first subtract from each channel the middle of its range; the next bias makes up for it.
+        norms: `foldable` ones.
+        centre: first subtract from each channel the middle of its range; the next biases make up for it.
     """
-    pairs = list(_foldable(model))
-    ranges = _ranges([norm for norm, _, _ in pairs], model, batches)
-    for (norm, linear, movable), channels in zip(pairs, ranges, strict=True):
-        middle = channels.middle * float(centre and movable)
+    ranges = _ranges(model, [norm.norm for norm in norms], batches)
+    for found in norms:
+        norm: Any = model.get_submodule(found.norm)
+        channels = ranges[found.norm]
+        layers = [model.get_submodule(layer) for layer in found.layers]
+        offset: Any = getattr(norm, "bias", None)
+        middle = channels.middle * float(centre and offset is not None and not found.padded)
         if middle.any():
-            norm.bias.data -= middle
-            add_to_bias(linear, linear.weight.data @ middle)
+            offset -= middle
+            for layer in layers:
+                add_to_bias(layer, layer.get_parameter("weight") @ middle)
         factors = _factors(channels.extent_about(middle)).pow(strength)
-        norm.weight.data /= factors
-        if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
-            norm.bias.data /= factors
-        linear.weight.data *= factors
+        norm.get_parameter("weight").div_(factors)
+        if offset is not None:
+            offset /= factors
+        for layer in layers:
+            layer.get_parameter("weight").mul_(factors)
 
 
-def equalize_attention(model: nn.Module, batches: list[Tensor], centre: bool = False) -> None:
+def foldable(model: nn.Module, norms: tuple[NormReaders, ...], ends: tuple[str, ...]) -> list[NormReaders]:
+    """The norms that linear layers read channel by channel, none of them at an end of the model, in its order."""
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+
+    def fits(norm: NormReaders) -> bool:
+        layers = [model.get_submodule(layer) for layer in norm.layers]
+        scale = getattr(model.get_submodule(norm.norm), "weight", None)
+        if scale is None:
+            return False
+        linear = all(isinstance(layer, nn.Linear) and scale.shape == (layer.in_features,) for layer in layers)
+        return linear and not norm.averaged and not set(norm.layers) & set(ends)
+
+    return sorted(filter(fits, norms), key=lambda norm: order[norm.norm])
+
+
+@torch.no_grad()
+def equalize_attention(
+    model: nn.Module, attentions: list[PlainAttention], batches: list[Tensor], centre: bool = False
+) -> None:
     """Give query and key the same range in every channel, and all channels of value one range.
 
     Only the product of query and key counts, and value's factors are undone by the output projection's weight.
@@ -49,41 +76,35 @@ def equalize_attention(model: nn.Module, batches: list[Tensor], centre: bool = F
             scores of a query alike, which softmax does not see; what is taken from every value is added by the output
             projection's bias, for probabilities sum to 1.
     """
-    layers = list(plain_attention(model))
-    ranges = _ranges([layer.get_submodule("qkv") for layer in layers], model, batches)
-    for layer, channels in zip(layers, ranges, strict=True):
-        qkv, proj = layer.get_submodule("qkv"), layer.get_submodule("proj")
-        assert isinstance(qkv, nn.Linear)
-        assert isinstance(proj, nn.Linear)
-        middle = channels.middle * float(centre)
-        middle[: len(middle) // 3] = 0
-        _move(qkv, proj, middle)
-        _equalize(qkv, proj, channels.extent_about(middle))
+    projections = {part.layer for found in attentions for part in (found.query, found.key, found.value)}
+    ranges = _ranges(model, sorted(projections), batches)
+    for found in attentions:
+        _equalize(model, found, ranges, centre)
 
 
-def _move(qkv: nn.Linear, proj: nn.Linear, middle: Float[Tensor, " qkv"]) -> None:
-    if middle.any():
-        add_to_bias(qkv, -middle)
-        add_to_bias(proj, proj.weight.data @ middle.chunk(3)[2])
-
-
-def _equalize(qkv: nn.Linear, proj: nn.Linear, extent: Float[Tensor, " qkv"]) -> None:
-    query, key, value = (_factors(part) for part in extent.chunk(3))
+def _equalize(model: nn.Module, found: PlainAttention, ranges: dict[str, "_Range"], centre: bool) -> None:
+    rows = [part.channels.flatten() for part in (found.query, found.key, found.value)]
+    layers: list[Any] = [model.get_submodule(part.layer) for part in (found.query, found.key, found.value)]
+    low_high = [ranges[part.layer].of(chosen) for part, chosen in zip(_parts(found), rows, strict=True)]
+    middles = [part.middle * float(centre) for part in low_high]
+    middles[0] = torch.zeros_like(middles[0])
+    output, columns = model.get_submodule(found.output.layer), found.output.channels.flatten()
+    weight = output.get_parameter("weight")
+    if any(bool(middle.any()) for middle in middles):
+        for layer, chosen, middle in zip(layers, rows, middles, strict=True):
+            add_to_bias(layer, torch.zeros(len(layer.get_parameter("weight"))).to(middle).index_put((chosen,), -middle))
+        add_to_bias(output, weight[:, columns] @ middles[2])
+    query, key, value = (_factors(part.extent_about(m)) for part, m in zip(low_high, middles, strict=True))
     balance = (query / key).sqrt()
-    factors = torch.cat([balance, 1 / balance, value])
-    qkv.weight.data /= factors[:, None]
-    if qkv.bias is not None:
-        qkv.bias.data /= factors
-    proj.weight.data *= value
+    for layer, chosen, factors in zip(layers, rows, (balance, 1 / balance, value), strict=True):
+        layer.get_parameter("weight")[chosen] /= factors[:, None]
+        if layer.bias is not None:
+            layer.bias[chosen] /= factors
+    weight[:, columns] *= value
 
 
-def _foldable(model: nn.Module) -> Iterator[tuple[nn.LayerNorm | RmsNorm, nn.Linear, bool]]:
-    """Norm, the linear layer behind it, and whether an offset may move from one to the other."""
-    for parent, name, linear in normalised_inputs(model):
-        norm = parent.get_submodule(name)
-        if isinstance(norm, nn.LayerNorm | RmsNorm) and norm.weight is not None and isinstance(linear, nn.Linear):
-            padded = isinstance(parent, SwinTransformerBlock) and name == "norm1" and not fills_its_windows(parent)
-            yield norm, linear, isinstance(norm, nn.LayerNorm) and norm.bias is not None and not padded
+def _parts(found: PlainAttention) -> tuple[Projection, ...]:
+    return found.query, found.key, found.value
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,10 @@ class _Range:
 
     low: Float[Tensor, " channels"]
     high: Float[Tensor, " channels"]
+
+    def of(self, chosen: Int[Tensor, " chosen"]) -> "_Range":
+        """That of some channels, in their order."""
+        return _Range(self.low[chosen], self.high[chosen])
 
     @property
     def middle(self) -> Float[Tensor, " channels"]:
@@ -103,24 +128,27 @@ class _Range:
 
 
 @torch.no_grad()
-def _ranges(modules: list[nn.Module], model: nn.Module, batches: list[Tensor]) -> list[_Range]:
+def _ranges(model: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, _Range]:
     """Of each module's output, over all batches."""
-    seen: dict[nn.Module, _Range] = {}
+    seen: dict[str, _Range] = {}
 
-    def watch(module: nn.Module, _: object, output: Tensor) -> None:
+    def watch(name: str, output: Tensor) -> None:
         rows = output.flatten(0, -2)
         now = _Range(rows.amin(0), rows.amax(0))
-        before = seen.get(module, now)
-        seen[module] = _Range(torch.minimum(now.low, before.low), torch.maximum(now.high, before.high))
+        before = seen.get(name, now)
+        seen[name] = _Range(torch.minimum(now.low, before.low), torch.maximum(now.high, before.high))
 
-    handles = [module.register_forward_hook(watch) for module in modules]
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: watch(name, output))
+        for name in names
+    ]
     try:
         for batch in batches:
-            model(batch)
+            run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[module] for module in modules]
+    return seen
 
 
 def _factors(extent: Float[Tensor, " channels"]) -> Float[Tensor, " channels"]:

@@ -42,8 +42,10 @@ def _round_block(
 ) -> Float[Tensor, "out block"]:
     """Round the block's columns in place, one after the other; returns their errors in units of the factor."""
     errors = columns.new_empty(len(columns), block.stop - block.start)
+    steps, lowest, highest = quantizer.scale.reciprocal(), quantizer.lowest, quantizer.highest
     for offset, column in enumerate(range(block.start, block.stop)):
-        rounded[:, column] = quantizer(columns[:, column].float())
+        levels = columns[:, column].float().mul_(steps).round_().clamp_(lowest, highest)
+        rounded[:, column] = levels.mul_(quantizer.scale)  # what the quantiser does, without its ceremony
         error = (columns[:, column] - rounded[:, column]) / upper[column, column]
         columns[:, column + 1 : block.stop] -= error[:, None] * upper[column, column + 1 : block.stop]
         errors[:, offset] = error

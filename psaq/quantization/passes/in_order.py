@@ -1,37 +1,48 @@
 """Calibration layer by layer: each is quantised for what the layers before it, quantised already, hand to it."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.models.calling import run
 from psaq.progress import progress_bar
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear, add_to_bias
-from psaq.quantization.model.points import Point, all_points, layer_of, points_in_scope, weight_points
+from psaq.quantization.model.layers import QuantLayer, add_to_bias
+from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, weight_points
 from psaq.quantization.model.walk import Walk, blocks
 from psaq.quantization.passes.distillation import distil
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import activation_quantizer, observer
-from psaq.quantization.quantizers.weights import bits_at, refitted_weight, rounded_weight, weight_quantizer
+from psaq.quantization.quantizers.weights import quantised_points, refitted_weight, rounded_weight, weight_quantizer
 from psaq.quantization.recipes import Recipe
+
+_MOST_INPUTS = 8192
+"""Of a layer: the second moments of more would take gigabytes, and their factor hours."""
+
+_ROUNDING = "rounding by second moments"
+_ROUNDING_REASON = (
+    f"grouped, transposed and padded convolutions and layers of more than {_MOST_INPUTS} inputs have none"
+)
 
 
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
-    weights = weight_points(all_points(qmodel))
-    order = execution_order(qmodel, [*points_in_scope(all_points(qmodel), recipe.scope), *weights], batches[0][:1])
-    quantised, reference = Walk(qmodel, batches), Walk(copy.deepcopy(qmodel), batches)
-    unfinished = blocks(qmodel)
+    bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
+    order = execution_order(qmodel, list(bits), batches[0][:1])
+    known = blocks(qmodel, batches[0][:1])
+    quantised, reference = Walk(qmodel, batches, known), Walk(copy.deepcopy(qmodel), batches, known)
+    unfinished = list(known.names)
     for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
         while unfinished and _is_behind(name, unfinished[0], order):
             _finish(unfinished.pop(0), quantised, reference, recipe)
-        if name in weights:
-            _quantize_weight(quantised, reference, name, recipe)
+        if role(name) == WEIGHT:
+            _quantize_weight(quantised, reference, name, bits[name], recipe)
         else:
-            _quantize_activation(quantised, name, recipe)
+            _quantize_activation(quantised, name, bits[name], recipe)
     for block in unfinished:  # a model without a head ends with a block
         _finish(block, quantised, reference, recipe)
     if recipe.distillation_steps:
@@ -44,7 +55,7 @@ def execution_order(qmodel: nn.Module, names: list[str], images: Float[Tensor, "
     order: list[str] = []
     for name in names:
         qmodel.set_submodule(name, _Milestone(name, order))
-    qmodel(images)
+    run(qmodel, images)
     for name in names:
         qmodel.set_submodule(name, Point())
     return order
@@ -74,40 +85,49 @@ def _is_behind(name: str, block: str, order: list[str]) -> bool:
     return not any(point.startswith(f"{block}.") for point in order[order.index(name) :])
 
 
-def _quantize_activation(walk: Walk, name: str, recipe: Recipe) -> None:
-    walk.model.set_submodule(name, observer(name, recipe))
+def _quantize_activation(walk: Walk, name: str, bits: int, recipe: Recipe) -> None:
+    walk.model.set_submodule(name, observer(walk.model, name, recipe))
     walk.pass_through(name)
-    _, bits = bits_at(walk.model, name, recipe)
     walk.model.set_submodule(name, activation_quantizer(walk.model, name, recipe, bits))
 
 
 @torch.no_grad()
-def _quantize_weight(quantised: Walk, reference: Walk, name: str, recipe: Recipe) -> None:
+def _quantize_weight(quantised: Walk, reference: Walk, name: str, bits: int, recipe: Recipe) -> None:
     layer = quantised.model.get_submodule(layer_of(name))
-    assert isinstance(layer, QuantLinear | QuantConv2d)
-    weight, bits = layer.weight.flatten(1).double(), bits_at(quantised.model, name, recipe)[0]
+    assert isinstance(layer, QuantLayer)
+    rows = layer.rows(layer.weight)
+    weight = rows.flatten(1).double()
     statistics = _input_statistics(quantised, reference, layer_of(name), recipe)
-    if statistics is None:  # a grouped convolution: its channels share no matrix product
-        layer.weight_quantizer = weight_quantizer(layer.weight, bits, recipe)
+    if statistics is None:
+        layer.weight_quantizer = weight_quantizer(rows, bits, recipe)
         return
     wanted = refitted_weight(weight, statistics, recipe.error_correction)
     quantizer = weight_quantizer(wanted, bits, recipe, statistics.second_moment.diagonal())
     rounded = rounded_weight(wanted, quantizer, statistics.second_moment, recipe)
     layer.weight_quantizer = quantizer
-    layer.weight.copy_(rounded.view_as(layer.weight))
+    layer.weight.copy_(layer.from_rows(rounded.view_as(rows)))
     if recipe.bias_compensation:
         # The layer's output gets the mean that it has in the reference.
         add_to_bias(layer, weight @ statistics.reference_mean - rounded @ statistics.mean)
 
 
 def _input_statistics(quantised: Walk, reference: Walk, name: str, recipe: Recipe) -> InputStatistics | None:
-    layer = quantised.model.get_submodule(name)
-    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or isinstance(layer.padding, str)):
+    layer: Any = quantised.model.get_submodule(name)
+    if not _is_product(layer) or layer.weight[0].numel() > _MOST_INPUTS:
+        missing: Any = quantised.model.psaq_left_out
+        missing[_ROUNDING] = _ROUNDING_REASON
         return None
     statistics = InputStatistics(centred=recipe.bias_compensation)
-    for x, clean in zip(quantised.inputs(name), reference.inputs(name), strict=True):
+    for x, clean in zip(quantised.inputs(f"{name}.input"), reference.inputs(f"{name}.input"), strict=True):
         statistics.add(_rows(layer, layer.get_submodule("input")(x)), _rows(layer, clean))
     return statistics
+
+
+def _is_product(layer: nn.Module) -> bool:
+    """Whether every output is a product of the same inputs with a row of the weight."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+    return isinstance(layer, nn.Linear)
 
 
 def _rows(layer: nn.Module, x: Tensor) -> Float[Tensor, "rows in"]:

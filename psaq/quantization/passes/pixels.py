@@ -7,12 +7,12 @@ normalisation before it quantises, and its weight is rescaled to match.
 
 import torch
 from jaxtyping import Float
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from psaq.images.batches import Images
+from psaq.models.trace import IMAGE, Trace
 from psaq.models.zoo import data_config
-from psaq.quantization.model.layers import QuantConv2d, add_to_bias
+from psaq.quantization.model.layers import PIXELS, QuantConv, add_to_bias, out_of_sight
 from psaq.quantization.quantizers.keeps_types import KeepsTypes
 
 PIXEL_BITS = 8
@@ -40,63 +40,72 @@ class Pixels(KeepsTypes):
         self.register_buffer("offset", torch.tensor(mean).view(-1, 1, 1) + RANGE[0])
 
     def forward(self, images: Images) -> Images:
-        return (images * self.std + self.offset).to(images.dtype)
+        with out_of_sight():
+            return (images * self.std + self.offset).to(images.dtype)
 
     def extra_repr(self) -> str:
         return "undoes the normalisation of each channel"
 
 
-class PixelPatchEmbed(PatchEmbed):
-    """A patch embedding whose convolution reads pixel values."""
-
-    pixels: Pixels
-
-    def forward(self, x: Images) -> Tensor:
-        return super().forward(self.pixels(x))
-
-
 @torch.no_grad()
-def read_pixels(model: nn.Module, batches: list[Images]) -> None:
-    """Let the model's patch embedding read pixel values; the logits stay.
+def read_pixels(model: nn.Module, trace: Trace, batches: list[Images]) -> str | None:
+    """Let the convolution that embeds a model's patches read pixel values; the answer stays.
 
-    Nothing changes where the model does not say what its images are normalised by, where ``batches`` reach beyond
-    black and white by that measure (noise, or another normalisation), or where the convolution pads: a zero is another
-    colour there.
+    Returns:
+        Why nothing changed, where nothing did: the model does not say what its images are normalised by, ``batches``
+        reach beyond black and white by that measure (noise, or another normalisation), or no single convolution
+        without padding, where a zero is another colour, reads the images as they are.
     """
-    embed, pixels = getattr(model, "patch_embed", None), _stated_normalisation(model)
-    if pixels is None or not isinstance(embed, PatchEmbed) or not _can_read(embed, len(pixels.std)):
-        return
+    pixels, name = _stated_normalisation(model), _embedding(model, trace)
+    if pixels is None:
+        return "the model does not state its images' normalisation"
+    if name is None or not _can_read(conv := model.get_submodule(name), len(pixels.std)):
+        return "no single convolution without padding reads the images"
     pixels = pixels.to(batches[0].device)
-    if all(_within_range(pixels(batch)) for batch in batches):
-        _rescale(embed.proj, pixels)
-        attach_pixels(embed, pixels)
+    if not all(_within_range(pixels(batch)) for batch in batches):
+        return "the calibration images reach beyond black and white"
+    assert isinstance(conv, nn.Conv2d)
+    _rescale(conv, pixels)
+    attach_pixels(conv, pixels)
+    return None
 
 
-def attach_pixels(embed: nn.Module, pixels: Pixels) -> None:
-    """Put ``pixels`` before the convolution of a patch embedding whose weight is rescaled already."""
-    embed.__class__ = PixelPatchEmbed
-    embed.add_module("pixels", pixels)
+def attach_pixels(conv: nn.Module, pixels: Pixels) -> None:
+    """Put ``pixels`` before a convolution whose weight is rescaled already."""
+    conv.add_module(PIXELS, pixels)
 
 
 def reads_pixels(model: nn.Module, point: str) -> bool:
     """Whether a quantisation point sees pixel values."""
-    embed = getattr(model, "patch_embed", None)
-    return isinstance(embed, PixelPatchEmbed) and model.get_submodule(point) is embed.proj.get_submodule("input")
+    return point.endswith(".input") and hasattr(model.get_submodule(point.rpartition(".")[0]), PIXELS)
+
+
+def _embedding(model: nn.Module, trace: Trace) -> str | None:
+    """The layer that alone takes the images as they are."""
+    readers = trace.readers(IMAGE)
+    if len(readers) != 1 or readers[0].kind != "layer" or readers[0].sources[1] != f"{readers[0].module}.weight":
+        return None
+    return readers[0].module
 
 
 def _stated_normalisation(model: nn.Module) -> Pixels | None:
     """By the model's own configuration: where that says nothing, timm would answer with a usual mean and deviation."""
     stated = getattr(model, "pretrained_cfg", None) or {}
-    if not all(isinstance(stated.get(name), tuple | list) for name in ("mean", "std")):
+    told = getattr(model, "psaq_data", None) is not None
+    if not told and not all(isinstance(stated.get(name), tuple | list) for name in ("mean", "std")):
         return None
     config = data_config(model)
     return Pixels(config.mean, config.std) if min(config.std) > 0 else None
 
 
-def _can_read(embed: PatchEmbed, colours: int) -> bool:
-    conv = embed.proj
-    plain = isinstance(conv, QuantConv2d) and conv.groups == 1 and conv.in_channels == colours
-    return plain and not any(conv.padding) and not embed.dynamic_img_pad
+def _can_read(conv: nn.Module, colours: int) -> bool:
+    if not isinstance(conv, nn.Conv2d) or not isinstance(conv, QuantConv):
+        return False
+    return conv.groups == 1 and conv.in_channels == colours and _is_unpadded(conv)
+
+
+def _is_unpadded(conv: nn.Conv2d) -> bool:
+    return conv.padding == "valid" or (not isinstance(conv.padding, str) and not any(conv.padding))
 
 
 def _within_range(pixels: Images) -> bool:
@@ -104,7 +113,7 @@ def _within_range(pixels: Images) -> bool:
     return bool(pixels.min() >= RANGE[0] - tolerance and pixels.max() <= RANGE[1] + tolerance)
 
 
-def _rescale(conv: QuantConv2d, pixels: Pixels) -> None:
+def _rescale(conv: nn.Conv2d, pixels: Pixels) -> None:
     """x = (p − offset) / std, and W x + b = (W / std) p + b − Σ W · offset / std."""
     std, offset = pixels.std.to(conv.weight.device).double(), pixels.offset.to(conv.weight.device).double()
     weight: Float[Tensor, "out 3 height width"] = conv.weight.double() / std

@@ -7,55 +7,46 @@ mean as it is, so that they do not notice.
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.quantization.model.heads import PlainAttention, Projection
 from psaq.quantization.model.layers import add_to_bias
-from psaq.quantization.model.neighbours import plain_attention
-from psaq.quantization.model.streams import Reader, Writer, streams
+from psaq.quantization.model.streams import Reader, Stream, Writer
 
 Rotation = Float[Tensor, "channels channels"]
 
 
 @torch.no_grad()
-def rotate_streams(model: nn.Module) -> None:
-    """Rotate the residual stream of a ViT, or of each stage of a Swin but the first; the logits stay.
-
-    Scale and offset of its norms move into the layers behind them. A stream that is touched by anything unknown to
-    `streams` stays as it is.
-    """
-    draw = torch.Generator().manual_seed(0)
-    for stream in streams(model):
-        rotation = mean_keeping_rotation(stream.channels, draw)
-        for token in stream.tokens:
-            token.copy_(token.double() @ rotation.to(token.device))
-        for writer in stream.writers:
-            _rotate_output(writer, rotation)
-        for reader in stream.readers:
-            _rotate_input(reader, rotation)
+def rotate_stream(model: nn.Module, stream: Stream, draw: torch.Generator) -> None:
+    """Rotate a residual stream; the answer stays. Scale and offset of its norms move into the layers behind them."""
+    rotation = mean_keeping_rotation(stream.channels, draw)
+    for name in stream.tokens:
+        token = model.get_parameter(name)
+        token.copy_(token.double() @ rotation.to(token.device))
+    for writer in stream.writers:
+        _rotate_output(model, writer, rotation)
+    for reader in stream.readers:
+        _rotate_input(model, reader, rotation)
 
 
 @torch.no_grad()
-def rotate_heads(model: nn.Module) -> None:
+def rotate_heads(model: nn.Module, attentions: list[PlainAttention]) -> None:
     """Rotate query and key of each head alike, which their product does not see, and value, which the output
-    projection undoes. Attention with norms between is left alone. Patch features averaged over heads change."""
+    projection undoes. Patch features averaged over heads change."""
     draw = torch.Generator().manual_seed(0)
-    for attention in plain_attention(model):
-        qkv, proj = attention.get_submodule("qkv"), attention.get_submodule("proj")
-        heads = int(attention.num_heads)
-        assert isinstance(qkv, nn.Linear)
-        assert isinstance(proj, nn.Linear)
-        scores, value = (_per_head(heads, proj.in_features // heads, draw).to(qkv.weight.device) for _ in range(2))
-        rotations = torch.stack([scores, scores, value])
-        rows = qkv.weight.double().unflatten(0, rotations.shape[:3])
-        qkv.weight.copy_(torch.einsum("phcr,phci->phri", rotations, rows).flatten(0, 2))
-        if qkv.bias is not None:
-            offsets = qkv.bias.double().view(rotations.shape[:3])
-            qkv.bias.copy_(torch.einsum("phcr,phc->phr", rotations, offsets).flatten())
-        columns = proj.weight.double().unflatten(1, value.shape[:2])
-        proj.weight.copy_(torch.einsum("ohc,hcr->ohr", columns, value).flatten(1))
+    for attention in attentions:
+        heads, channels = attention.value.channels.shape
+        scores, value = (_per_head(heads, channels, draw) for _ in range(2))
+        for projection, rotation in ((attention.query, scores), (attention.key, scores), (attention.value, value)):
+            _rotate_rows(model, projection, rotation)
+        layer = model.get_submodule(attention.output.layer)
+        weight, chosen = layer.get_parameter("weight"), attention.output.channels.flatten()
+        columns = weight.double()[:, chosen].unflatten(1, attention.output.channels.shape)
+        weight[:, chosen] = torch.einsum("ohc,hcr->ohr", columns, value.to(weight.device)).flatten(1).to(weight)
 
 
 def mean_keeping_rotation(channels: int, draw: torch.Generator) -> Rotation:
@@ -84,27 +75,44 @@ def _per_head(heads: int, channels: int, draw: torch.Generator) -> Float[Tensor,
     return torch.stack([random_rotation(channels, draw) for _ in range(heads)])
 
 
-def _rotate_output(writer: Writer, rotation: Rotation) -> None:
-    layer, scale = writer.layer, torch.ones(len(rotation)).to(writer.layer.weight)
+def _rotate_rows(model: nn.Module, projection: Projection, rotation: Float[Tensor, "heads channels channels"]) -> None:
+    chosen, layer = projection.channels.flatten(), cast(Any, model.get_submodule(projection.layer))
+    weight = layer.get_parameter("weight")
+    rotation = rotation.to(weight.device)
+    rows = weight.double()[chosen].unflatten(0, projection.channels.shape)
+    weight[chosen] = torch.einsum("hcr,hci->hri", rotation, rows).flatten(0, 1).to(weight)
+    if layer.bias is not None:
+        offsets = layer.bias.double()[chosen].view(projection.channels.shape)
+        layer.bias[chosen] = torch.einsum("hcr,hc->hr", rotation, offsets).flatten().to(layer.bias)
+
+
+def _rotate_output(model: nn.Module, writer: Writer, rotation: Rotation) -> None:
+    layer: Any = model.get_submodule(writer.layer)
+    weight = layer.get_parameter("weight")
+    scale = torch.ones(len(rotation)).to(weight)
     if writer.scale is not None:
-        scale = writer.scale.gamma.clone()
-        writer.scale.gamma.fill_(1)
+        gamma = model.get_parameter(writer.scale)
+        scale = gamma.clone()
+        gamma.fill_(1)
     turned = (scale.double()[:, None] * rotation.to(scale.device)).T
-    layer.weight.copy_((turned @ layer.weight.flatten(1).double()).view_as(layer.weight))
+    weight.copy_((turned @ weight.flatten(1).double()).view_as(weight))
     if layer.bias is not None:
         layer.bias.copy_(turned @ layer.bias.double())
 
 
-def _rotate_input(reader: Reader, rotation: Rotation) -> None:
-    norm = reader.norm
-    for layer in reader.layers:
-        if getattr(norm, "bias", None) is not None:
-            add_to_bias(layer, layer.weight.double() @ norm.bias.double())
-        columns = layer.weight.double() if norm.weight is None else layer.weight.double() * norm.weight.double()
+def _rotate_input(model: nn.Module, reader: Reader, rotation: Rotation) -> None:
+    norm = model.get_submodule(reader.norm)
+    scale, offset = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    for name in reader.layers:
+        layer = model.get_submodule(name)
+        weight = layer.get_parameter("weight")
+        if offset is not None:
+            add_to_bias(layer, weight.double() @ offset.double())
+        columns = weight.double() if scale is None else weight.double() * scale.double()
         # A norm over several positions side by side has each of them rotated.
         columns = columns.unflatten(1, (-1, len(rotation))) @ rotation.to(columns.device)
-        layer.weight.copy_(columns.flatten(1))
-    if norm.weight is not None:
-        norm.weight.fill_(1)
-    if getattr(norm, "bias", None) is not None:
-        norm.bias.zero_()
+        weight.copy_(columns.flatten(1))
+    if scale is not None:
+        scale.fill_(1)
+    if offset is not None:
+        offset.zero_()

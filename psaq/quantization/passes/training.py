@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear
-from psaq.quantization.model.points import all_points, weight_points
+from psaq.quantization.model.layers import QuantLayer
+from psaq.quantization.model.points import WEIGHT, all_points, role
 from psaq.quantization.quantizers.affine import Quantizer
 
 _WEIGHT_RATE = 0.02  # of a quantisation step
@@ -56,13 +56,13 @@ def trained(module: nn.Module, steps: int) -> Iterator[Step]:
 def _ranges(module: nn.Module) -> list[Tensor]:
     """Steps and ranges of activations. Those of weights stay: on its grid a weight has no slope by them."""
     points = all_points(module)
-    weights = set(weight_points(points))
+    weights = {name for name in points if role(name) == WEIGHT}
     quantizers = [point for name, point in points.items() if name not in weights]
     return [tensor for point in quantizers if isinstance(point, Quantizer) for tensor in point.trainable()]
 
 
 def _groups(module: nn.Module, ranges: list[Tensor]) -> list[dict[str, object]]:
-    layers = [part for part in module.modules() if isinstance(part, QuantLinear | QuantConv2d)]
+    layers = [part for part in module.modules() if isinstance(part, QuantLayer) and part.is_live(WEIGHT)]
     steps = {layer.weight: float(layer.weight_quantizer.scale.mean()) for layer in layers}
     rates = {tensor: float(tensor.mean()) * _RANGE_RATE for tensor in ranges}
     for parameter in module.parameters():
@@ -79,5 +79,5 @@ def _rate(step: int, steps: int) -> float:
 def _settle(module: nn.Module) -> None:
     """Put the weights on their grids."""
     for part in module.modules():
-        if isinstance(part, QuantLinear | QuantConv2d):
-            part.weight.copy_(part.weight_quantizer(part.weight))
+        if isinstance(part, QuantLayer) and part.is_live(WEIGHT):
+            part.weight.copy_(part.from_rows(part.weight_quantizer(part.rows(part.weight))))

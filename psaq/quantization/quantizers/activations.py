@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from jaxtyping import Float
-from timm.layers import Mlp
 from torch import Tensor, nn
 
-from psaq.quantization.model.layers import QuantConv2d, QuantLinear
-from psaq.quantization.model.points import layer_of
+from psaq.quantization.model.conversion import structure
+from psaq.quantization.model.points import layer_of, role
+from psaq.quantization.model.structure import Activated
 from psaq.quantization.passes.pixels import PIXEL_BITS, RANGE, reads_pixels
 from psaq.quantization.quantizers.affine import Quantizer, asymmetric_per_tensor
 from psaq.quantization.quantizers.observers import MinMaxObserver, SamplingObserver
@@ -18,12 +18,14 @@ from psaq.quantization.recipes import Recipe
 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
 _CURVES = (1, 2)
+_GELUS = ("gelu", "gelu tanh", "quick_gelu")
+_POSITIVE = ("relu", "relu6", "sigmoid")
 _NEGATIVE_SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 2)
 
 
-def observer(name: str, recipe: Recipe) -> MinMaxObserver:
+def observer(qmodel: nn.Module, name: str, recipe: Recipe) -> MinMaxObserver:
     """An observer that sees what this point's quantiser is chosen from."""
-    samples = recipe.ranges == "search" or _needs_a_sample(name, recipe)
+    samples = recipe.ranges == "search" or _needs_a_sample(qmodel, name, recipe)
     return SamplingObserver() if samples else MinMaxObserver()
 
 
@@ -44,9 +46,14 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     if _is_softmax(name) and recipe.softmax == "log":
         return log_quantizer(observed.sample, high, bits)
     choice = _Choice(observed.sample, _column_energy(qmodel, name), search=recipe.ranges == "search")
-    if recipe.gelu == "split" and _follows_gelu(qmodel, name) and low < 0 < high:
-        return choice.split(low, high, bits)
-    return choice.best(partial(asymmetric_per_tensor, bits=bits, include_zero=not recipe.faithful), low, high)
+    uniform = partial(asymmetric_per_tensor, bits=bits, include_zero=not recipe.faithful)
+    activated = _activated(qmodel, name)
+    if recipe.gelu == "uniform" or activated is None or not low < 0 < high:
+        return choice.best(uniform, low, high)
+    split = choice.split(low, high, bits)
+    if activated.function in _GELUS:
+        return split
+    return min(split, choice.best(uniform, low, high), key=choice.error)
 
 
 @dataclass(frozen=True)
@@ -86,30 +93,28 @@ class _Choice:
 def _column_energy(qmodel: nn.Module, name: str) -> Float[Tensor, " channels"] | None:
     """Σ_out w² per input of the linear layer that reads this point: what an error in a channel costs its output."""
     layer = qmodel.get_submodule(layer_of(name))
-    if not name.endswith(".input") or not isinstance(layer, QuantLinear):
+    if role(name) != "input" or not isinstance(layer, nn.Linear):
         return None
     return layer.weight.detach().float().square().sum(0)
 
 
-def _needs_a_sample(name: str, recipe: Recipe) -> bool:
-    return (_is_softmax(name) and recipe.softmax == "log") or (_is_fc2(name) and recipe.gelu == "split")
-
-
-def _is_fc2(name: str) -> bool:
-    return name.endswith(".fc2.input")
+def _needs_a_sample(qmodel: nn.Module, name: str, recipe: Recipe) -> bool:
+    activated = recipe.gelu == "split" and _activated(qmodel, name) is not None
+    return activated or (_is_softmax(name) and recipe.softmax == "log")
 
 
 def _is_softmax(name: str) -> bool:
-    return name.endswith(".probabilities")
+    return role(name) == "probabilities"
 
 
-def _follows_gelu(qmodel: nn.Module, name: str) -> bool:
-    mlp = qmodel.get_submodule(layer_of(layer_of(name)))
-    plain = isinstance(mlp, Mlp) and isinstance(mlp.act, nn.GELU) and isinstance(mlp.norm, nn.Identity)
-    return plain and _is_fc2(name)
+def _activated(qmodel: nn.Module, name: str) -> Activated | None:
+    """The activation function whose output passes a point, unless it has no negative part."""
+    if role(name) != "input":
+        return None
+    found = structure(qmodel).activated.get(layer_of(name))
+    return None if found is None or found.function in _POSITIVE else found
 
 
-def is_end(qmodel: nn.Module, name: str) -> bool:
-    """Whether a layer reads the image or writes the logits."""
-    first = next(name for name, module in qmodel.named_modules() if isinstance(module, QuantLinear | QuantConv2d))
-    return name == first or name.rpartition(".")[2] in ("head", "head_dist") or name.endswith("head.fc")
+def is_end(qmodel: nn.Module, layer: str) -> bool:
+    """Whether a layer reads the image or writes the answer."""
+    return layer in structure(qmodel).ends

@@ -1,10 +1,12 @@
 """Which integers a weight becomes."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psaq.quantization.model.points import layer_of
+from psaq.quantization.model.points import BARE_WEIGHT, WEIGHT, layer_of, role
 from psaq.quantization.passes.gptq import round_weight
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import is_end
@@ -48,7 +50,14 @@ def rounded_weight(
     return quantizer(weight.float()).double()
 
 
-def bits_at(qmodel: nn.Module, point: str, recipe: Recipe) -> tuple[int, int]:
-    """Bits of the weight and of the activation at a point, by the layer that it belongs to."""
+def bits_at(qmodel: nn.Module, point: str, recipe: Recipe) -> tuple[int | None, int | None]:
+    """Bits of the weight and of the activation at a point, by the layer that it belongs to; None: left in float."""
     layer = layer_of(point)
     return recipe.bits(layer, is_end(qmodel, layer))
+
+
+def quantised_points(qmodel: nn.Module, points: Iterable[str], recipe: Recipe) -> dict[str, int]:
+    """Those of the points that the recipe does not leave in float, and their bits."""
+    both = {point: bits_at(qmodel, point, recipe) for point in points}
+    bits = {point: pair[0 if role(point) in (WEIGHT, BARE_WEIGHT) else 1] for point, pair in both.items()}
+    return {point: wanted for point, wanted in bits.items() if wanted is not None}

@@ -124,17 +124,18 @@ def test_every_objective_leads_to_other_images(options, vit, change):
 
 
 def test_without_entropy_the_loss_is_the_other_two(vit):
-    config = SynthesisConfig(**FEW)
-    history = image_ablation.synthesize_by(NoEntropy(vit, config)).history
+    synthesis = NoEntropy(vit, SynthesisConfig(**FEW))
+    history, config = image_ablation.synthesize_by(synthesis).history, synthesis.config
     others = config.class_weight * history["class_loss"] + config.smoothness_weight * history["smoothness_loss"]
     torch.testing.assert_close(history["loss"], others)
 
 
 def test_half_of_the_patches_are_seen_and_no_hook_stays(vit):
-    seen = []
-    hook = vit.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    image_ablation.synthesize_by(HalfThePatches(vit, SynthesisConfig(**FEW)))
+    seen, synthesis = [], HalfThePatches(vit, SynthesisConfig(**FEW))
+    hook = vit.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    image_ablation.synthesize_by(synthesis)
     hook.remove()
-    assert seen == [1 + 8] * 3
+    assert seen[-3:] == [(2, 1 + 8)] * 3
+    assert all(len(tokens) == 2 and tokens[0] == 1 for tokens in seen[:-3]), "beside the steps, one image is traced"
     image_ablation.synthesize_by(Synthesis(vit, SynthesisConfig(**FEW)))
     assert not vit.norm_pre._forward_pre_hooks

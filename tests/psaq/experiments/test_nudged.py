@@ -16,7 +16,7 @@ def x():
 
 @torch.no_grad()
 def test_a_nudge_is_small_repeats_and_leaves_no_trace(vit, x):
-    model = converted(vit)
+    model, _ = converted(vit, x)
     before, moved = model(x), []
     for _ in range(2):
         with nudged(float_arithmetic(model), 1e-6, torch.Generator().manual_seed(1)):
@@ -43,8 +43,8 @@ def test_no_trace_is_left_by_an_error_either(vit):
     assert not vit.norm._forward_hooks
 
 
-def test_all_float_arithmetic_of_a_block_is_found(vit):
-    model = converted(vit)
+def test_all_float_arithmetic_of_a_block_is_found(vit, x):
+    model, _ = converted(vit, x)
     found = float_arithmetic(model)
     assert {name for name, module in model.blocks[0].named_modules() if module in found} == {
         "norm1",

@@ -3,10 +3,12 @@
 import pytest
 import timm
 import torch
+from makes import images_for, made
 from torch import nn
 
 from psaq.errors import PsaqError
-from psaq.models.features import attention_layers, patch_features, record_patch_features
+from psaq.models.features import feature_sites, patch_features, record_patch_features
+from psaq.quantization.model.conversion import converted
 
 
 def _hooks(model: nn.Module) -> int:
@@ -27,10 +29,12 @@ def test_features_are_attention_times_values(vit):
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_attention_may_stay_on(vit, fused):
     images = torch.randn(2, 3, 32, 32)
-    for layer in attention_layers(vit).values():
+    layers = [vit.get_submodule(site.attention) for site in feature_sites(vit)]
+    assert layers == [block.attn for block in vit.blocks]
+    for layer in layers:
         layer.fused_attn = fused
     features = patch_features(vit, images)
-    for layer in attention_layers(vit).values():
+    for layer in layers:
         layer.fused_attn = not fused
     for one, other in zip(features, patch_features(vit, images), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -78,3 +82,32 @@ def test_hooks_go_also_on_an_error(vit):
 def test_a_network_without_attention_is_refused():
     with pytest.raises(PsaqError, match="no self-attention"):
         patch_features(nn.Conv2d(3, 3, 3), torch.randn(1, 3, 8, 8))
+
+
+@torch.no_grad()
+def test_a_layer_whose_weight_another_module_multiplies_with_is_seen():
+    model = made("torchvision: swin")
+    images = images_for(model)
+    features = patch_features(model, images)
+    assert [tuple(layer.shape) for layer in features] == [(3, 16, 16, 8)] * 2 + [(3, 4, 16, 16)] * 2
+    qmodel, _ = converted(model, images)
+    for one, other in zip(features, patch_features(qmodel, images), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        ("timm: cait", (1, 16, 16)),  # heads mixed before and after the softmax
+        ("timm: mobilevitv2", (1, 64, 64)),  # weighed without a product
+        ("timm: xcit", (1, 16, 16)),  # attention between channels
+        ("transformers: YOLOS", (1, 16, 16)),  # a class token before, five detection tokens behind
+        ("own: linear", (1, 16, 16)),
+        ("own: module", (1, 16, 16)),
+    ],
+)
+@torch.no_grad()
+def test_features_of_every_make_are_those_of_its_patches(make, shape):
+    model = made(make)
+    features = patch_features(model, images_for(model))
+    assert tuple(features[0].shape) == (3, *shape)

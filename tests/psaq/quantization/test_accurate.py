@@ -12,7 +12,7 @@ from psaq import PsaqError, Recipe, SceneDataset, deploy, load, load_model, quan
 from psaq.evaluation import logit_sqnr
 from psaq.files import load_tensors
 from psaq.quantization.checkpoint import KIND
-from psaq.quantization.model.points import all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 
 SCOPES = ("all", "matmul", "linear")
@@ -35,8 +35,7 @@ def images() -> Tensor:
 def test_every_kind_of_model_is_quantised_well(variant, scope):
     model, images = build(variant), images_for(variant)
     qmodel = quantize(model, images, Recipe.accurate(8, 8, scope))
-    points = all_points(qmodel)
-    assert live_points(qmodel).keys() == {*points_in_scope(points, scope), *weight_points(points)}
+    assert live_points(qmodel).keys() == {*points_in_scope(qmodel, scope), *weight_points(qmodel)}
     assert logit_sqnr(qmodel(images), model(images)) > 40
 
 
@@ -57,7 +56,7 @@ def test_every_width_works_and_more_bits_cost_less(vit, images):
         qmodel = quantize(vit, images, Recipe.accurate(weights, 8, ends=None))
         errors[weights] = logit_sqnr(qmodel(images), reference)
         quantizers = live_points(qmodel)
-        assert {quantizers[point].bits for point in weight_points(quantizers)} == {weights}
+        assert {quantizers[point].bits for point in weight_points(qmodel)} == {weights}
     assert errors[8] > errors[5] > errors[3]
     for activations in range(4, 9):
         qmodel = quantize(vit, images, Recipe.accurate(8, activations))

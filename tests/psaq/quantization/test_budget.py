@@ -58,10 +58,11 @@ def test_named_layers_keep_their_bits(vit, tmp_path):
     given_bits = Recipe.accurate(8, 6, overrides=(("*.fc2", 5, 7), ("head", 3, 8)))
     recipe = fit_budget(vit, images, given_bits, parse_budget("80%"))
     assert recipe.overrides[:2] == given_bits.overrides
-    points = live_points(quantize(vit, images, recipe))
+    qmodel = quantize(vit, images, recipe)
+    points = live_points(qmodel)
     assert points["blocks.0.mlp.fc2.weight_quantizer"].bits == 5
     assert points["head.weight_quantizer"].bits == 3
-    others = {points[point].bits for point in weight_points(points) if "fc2" not in point and "head" not in point}
+    others = {points[point].bits for point in weight_points(qmodel) if "fc2" not in point and "head" not in point}
     assert others == {4, 8}
     assert points["blocks.0.attn.qkv.input"].bits == 6
 

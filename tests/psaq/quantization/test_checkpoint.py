@@ -117,11 +117,25 @@ def test_all_of_a_loaded_model_is_in_memory(name, tmp_path):
     assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == kinds
 
 
-def test_a_model_saved_in_half_precision_loads_in_float32(named_vit, images, tmp_path):
-    save(quantize(named_vit, images, Recipe.paper(4, 8)).half(), tmp_path / "q.safetensors")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@torch.no_grad()
+def test_a_model_of_another_type_comes_back_in_it(named_vit, images, tmp_path, dtype, bits):
+    images = images.to(dtype)
+    qmodel = quantize(named_vit.to(dtype), images, Recipe.paper(bits, 8))
+    save(qmodel, tmp_path / "q.safetensors")
     loaded = load(tmp_path / "q.safetensors")
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert loaded(images).isfinite().all()
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded(images), qmodel(images))
+    kinds = {name: tensor.dtype for name, tensor in qmodel.state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == kinds
+
+
+@torch.no_grad()
+def test_a_model_that_was_cast_comes_back_as_it_was(named_vit, images, tmp_path):
+    qmodel = quantize(named_vit, images, Recipe.paper(4, 8)).half()
+    save(qmodel, tmp_path / "q.safetensors")
+    assert torch.equal(load(tmp_path / "q.safetensors")(images.half()), qmodel(images.half()))
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
@@ -247,7 +261,7 @@ def test_a_damaged_file_is_named(named_vit, images, tmp_path, damage):
 
 def test_another_architecture_is_refused(named_vit, swin, images, tmp_path):
     save(quantize(named_vit, images, Recipe.paper(4, 8)), tmp_path / "q.safetensors")
-    with pytest.raises(PsaqError, match="does not fit QuantSwinTransformer"):
+    with pytest.raises(PsaqError, match="does not fit SwinTransformer"):
         load(tmp_path / "q.safetensors", swin)
     wider = timm.create_model("vit_tiny_patch16_224", **{**NAMED, "embed_dim": 96})
     with pytest.raises(PsaqError, match=r"q\.safetensors.*\(48, 96\), not \(96, 96\)"):

@@ -29,6 +29,8 @@ from psaq.quantization.recipes import RECIPES, Recipe
         ({"flat_copies": -1}, "flat_copies -1"),
         ({"overrides": (("*", 9, 8),)}, r"override \*: 9"),
         ({"overrides": (("*", 8, 1),)}, r"override \*: 1"),
+        ({"overrides": (("*", None, 8),)}, r"override \*: None"),
+        ({"overrides": (("*", 8, None),)}, r"override \*: None"),
         ({"overrides": (("*", 8),)}, "bits per weight, bits per activation"),
         ({"overrides": ((1, 8, 8),)}, "name pattern"),
         ({"overrides": (5,)}, "name pattern"),
@@ -59,6 +61,13 @@ def test_the_first_override_that_fits_decides():
     assert recipe.bits("head", is_end=True) == (2, 2)
     assert recipe.bits("patch_embed.proj", is_end=True) == (8, 8)
     assert recipe.bits("blocks.10.mlp.fc2") == (3, 4)
+
+
+def test_twice_none_leaves_a_layer_in_float():
+    recipe = Recipe(4, 6, ends=8, overrides=(("head", None, None), ("*", 5, 7)))
+    assert recipe.bits("head", is_end=True) == (None, None)
+    assert recipe.bits("blocks.0.mlp.fc2") == (5, 7)
+    assert Recipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
 def test_without_ends_all_layers_have_the_recipes_bits():

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from makes import images_for, made
 from sqnr import usual_sqnr
 from torch import nn
 
-from psaq import PsaqError, Recipe, quantize
+from psaq import PsaqError, Recipe, describe, quantize
+from psaq.commands.export import onnx_session
 from psaq.evaluation import logit_sqnr
+from psaq.models.answers import Answering
 from psaq.quantization.deployment.onnx_graph import _OnnxPoint, export_float_onnx, export_onnx
 from psaq.quantization.model.points import live_points
 from psaq.quantization.quantizers.affine import asymmetric_per_tensor
@@ -120,3 +123,33 @@ def test_what_cannot_be_exported_is_refused(vit: nn.Module, tmp_path: Path) -> N
     with pytest.raises(PsaqError, match=r"blocks.0.attn.proj.input: ONNX has no operator for a Tanh"):
         export_onnx(qmodel, tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize("make", ["transformers: ViT", "transformers: SegFormer", "own: module"])
+@torch.no_grad()
+def test_models_of_other_makes_are_exported(make, tmp_path):
+    model = made(make)
+    x = images_for(model)
+    qmodel = quantize(model, x, Recipe.paper(4, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "model.onnx")
+    assert usual_sqnr(onnx_session(tmp_path / "model.onnx")(x), Answering(qmodel)(x)) > 60
+
+
+def test_a_detector_names_the_part_that_can_be_exported(tmp_path):
+    model = made("own: fused")
+    qmodel = describe(quantize(model, images_for(model), Recipe.paper()), takes="list")
+    with pytest.raises(PsaqError, match=r"Own: takes a list .* name a part that takes a batch of images: embed, norm"):
+        export_onnx(qmodel, tmp_path / "model.onnx")
+    with pytest.raises(PsaqError, match="part 'neck': Own has none of that name; it has embed, norm"):
+        export_onnx(qmodel, tmp_path / "model.onnx", part="neck")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@torch.no_grad()
+def test_a_part_is_exported_alone(tmp_path):
+    model = made("own: fused")
+    x = images_for(model)
+    qmodel = quantize(model, x, Recipe.paper(4, 8))
+    export_onnx(qmodel, tmp_path / "part.onnx", part="embed")
+    found = onnx_session(tmp_path / "part.onnx")(x)
+    assert usual_sqnr(found, qmodel.embed(x).flatten(1)) > 60

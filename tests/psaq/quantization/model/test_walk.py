@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq.quantization.model.conversion import converted
-from psaq.quantization.model.walk import Walk, blocks
+from psaq.quantization.model.walk import Blocks, Walk, blocks
+
+
+def copied(model: nn.Module, images: Tensor | None = None) -> nn.Module:
+    return converted(model, torch.zeros(1, 3, 32, 32) if images is None else images)[0]
+
+
+def walk_of(model: nn.Module, batches: list[Tensor]) -> Walk:
+    return Walk(model, batches, blocks(model, batches[0]))
 
 
 def layers(model: nn.Module) -> list[str]:
@@ -37,12 +45,13 @@ def unfinished_layers(names: list[str], finished: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_inputs_are_those_of_a_whole_pass(variant):
-    model, images = converted(build(variant)), images_for(variant)
-    batches = list(images.split(2))
-    walk = Walk(model, batches)
+    images = images_for(variant)
+    model, batches = copied(build(variant), images), list(images.split(2))
+    walk = walk_of(model, batches)
     expected = [whole_pass(model, layers(model), batch) for batch in batches]
     left, finished = layers(model), []
-    for block in blocks(model):
+    assert len(walk.blocks.names) == (4 if "swin" in variant else 2)
+    for block in walk.blocks.names:
         for name in left:
             for found, wanted in zip(walk.inputs(name), expected, strict=True):
                 assert torch.equal(found, wanted[name]), name
@@ -55,12 +64,11 @@ def test_inputs_are_those_of_a_whole_pass(variant):
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
 def test_a_finished_block_does_not_run_again(name, request):
-    model = request.getfixturevalue(name)
-    runs: Counter[str] = Counter()
-    order = blocks(model)
+    model, runs = copied(request.getfixturevalue(name)), Counter[str]()
+    walk = walk_of(model, [torch.randn(2, 3, 32, 32)])
+    order = walk.blocks.names
     for block in order:
         model.get_submodule(f"{block}.mlp").register_forward_hook(lambda *_, block=block: runs.update([block]))
-    walk = Walk(model, [torch.randn(2, 3, 32, 32)])
     for block in order:
         walk.finish(block)
     list(walk.inputs("head.fc" if name == "swin" else "head"))
@@ -68,10 +76,10 @@ def test_a_finished_block_does_not_run_again(name, request):
 
 
 def test_nothing_behind_a_module_runs(vit):
-    ran = []
+    ran, model = [], copied(vit)
+    walk = walk_of(model, [torch.randn(1, 3, 32, 32)] * 3)
     for name in ("blocks.0.mlp", "blocks.1", "head"):
-        vit.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
-    walk = Walk(vit, [torch.randn(1, 3, 32, 32)] * 3)
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     list(walk.inputs("blocks.0.mlp"))
     assert ran == []
     walk.pass_through("blocks.0.mlp")
@@ -79,12 +87,13 @@ def test_nothing_behind_a_module_runs(vit):
 
 
 def test_what_changes_behind_a_finished_block_is_seen(vit):
-    walk = Walk(vit, [torch.randn(1, 3, 32, 32)])
+    model = copied(vit)
+    walk = walk_of(model, [torch.randn(1, 3, 32, 32)])
     walk.finish("blocks.0")
     (before,) = walk.inputs("blocks.1.mlp")
-    nn.init.zeros_(vit.blocks[0].mlp.fc1.weight)
+    nn.init.zeros_(model.blocks[0].mlp.fc1.weight)
     assert torch.equal(next(walk.inputs("blocks.1.mlp")), before), "a finished block stays as it was"
-    nn.init.ones_(vit.blocks[1].attn.proj.bias)
+    nn.init.ones_(model.blocks[1].attn.proj.bias)
     assert not torch.equal(next(walk.inputs("blocks.1.mlp")), before)
 
 
@@ -96,34 +105,71 @@ def assert_untouched(model: nn.Module, output: Tensor, images: Tensor) -> None:
 
 @torch.no_grad()
 def test_the_model_is_left_as_it_was(swin):
-    images = torch.randn(2, 3, 32, 32)
-    output = swin(images)
-    walk = Walk(swin, [images])
-    for block in blocks(swin)[:3]:
+    model, images = copied(swin), torch.randn(2, 3, 32, 32)
+    output = model(images)
+    walk = walk_of(model, [images])
+    for block in walk.blocks.names[:3]:
         walk.finish(block)
     list(walk.inputs("layers.1.blocks.1.mlp.fc2"))
-    assert_untouched(swin, output, images)
+    assert_untouched(model, output, images)
 
 
 @torch.no_grad()
 def test_the_model_is_left_as_it_was_after_an_error(vit):
-    images = torch.randn(2, 3, 32, 32)
-    output = vit(images)
-    walk = Walk(vit, [images])
+    model, images = copied(vit), torch.randn(2, 3, 32, 32)
+    output = model(images)
+    walk = walk_of(model, [images])
     walk.finish("blocks.0")
 
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    handle = vit.blocks[1].attn.register_forward_hook(fail)
+    handle = model.blocks[1].attn.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(walk.inputs("head"))
     with pytest.raises(RuntimeError, match="out of memory"):
         walk.finish("blocks.1")
     handle.remove()
-    assert_untouched(vit, output, images)
+    assert_untouched(model, output, images)
 
 
 def test_blocks_come_in_their_order(vit, swin):
-    assert blocks(vit) == ["blocks.0", "blocks.1"]
-    assert blocks(swin) == [f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)]
+    images = torch.randn(1, 3, 32, 32)
+    assert blocks(copied(vit), images) == Blocks(("blocks.0", "blocks.1"), in_a_row=True)
+    order = tuple(f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1))
+    assert blocks(copied(swin), images) == Blocks(order, in_a_row=True)
+
+
+def test_blocks_that_others_read_from_are_each_kept(vit):
+    """The second block's tokens are not all that is needed of the first: the head sees both."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.blocks, self.head = vit.patch_embed, vit.blocks, vit.head
+
+        def forward(self, images: Tensor) -> Tensor:
+            first = self.blocks[0](self.embed(images))
+            return self.head((first + self.blocks[1](first)).mean(1))
+
+    model, images = copied(Both()), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    walk = walk_of(model, [images])
+    assert walk.blocks == Blocks(("blocks.0", "blocks.1"), in_a_row=False)
+    expected = whole_pass(model, ["head", "blocks.1.mlp"], images)
+    for block in walk.blocks.names:
+        walk.finish(block)
+        if block == "blocks.0":
+            assert torch.equal(next(walk.inputs("blocks.1.mlp")), expected["blocks.1.mlp"])
+    assert torch.equal(next(walk.inputs("head")), expected["head"])
+
+
+def test_a_block_that_runs_twice_is_none(vit):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.blocks, self.head = vit.patch_embed, vit.blocks, vit.head
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.blocks[1](self.blocks[0](self.blocks[0](self.embed(images)))).mean(1))
+
+    assert "blocks.0" not in blocks(copied(Twice()), torch.randn(1, 3, 32, 32)).names

@@ -9,8 +9,8 @@ from variants import build, images_for
 
 import psaq
 from psaq.demo import real_images
-from psaq.quantization import training
 from psaq.quantization.model.layers import QuantLinear
+from psaq.quantization.passes import training
 from psaq.quantization.passes.distillation import answer_error, answer_loss, distil
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
-from psaq.quantization import in_order
 from psaq.quantization.model.conversion import converted
-from psaq.quantization.model.points import all_points, live_points, points_in_scope, weight_points
+from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.model.walk import Walk
+from psaq.quantization.passes import in_order
 from psaq.quantization.passes.in_order import execution_order
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.quantizers.affine import symmetric_per_channel
@@ -33,8 +33,8 @@ def images() -> Tensor:
 
 
 def test_points_come_as_a_forward_pass_reaches_them(vit, images):
-    model = converted(vit)
-    names = points_in_scope(all_points(model), "matmul") + weight_points(all_points(model))
+    model, _ = converted(vit, images)
+    names = points_in_scope(model, "matmul") + weight_points(model)
     order = execution_order(model, names, images[:1])
     assert order[:2] == ["patch_embed.proj.input", "patch_embed.proj.weight_quantizer"]
     assert [name.removeprefix("blocks.1.") for name in order if name.startswith("blocks.1.")] == [
@@ -58,9 +58,10 @@ def test_points_come_as_a_forward_pass_reaches_them(vit, images):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scope", ["all", "matmul", "linear"])
 def test_every_point_is_reached_once(variant, scope):
-    model = converted(build(variant))
-    names = points_in_scope(all_points(model), scope) + weight_points(all_points(model))
-    order = execution_order(model, names, images_for(variant)[:1])
+    images = images_for(variant)
+    model, _ = converted(build(variant), images)
+    names = points_in_scope(model, scope) + weight_points(model)
+    order = execution_order(model, names, images[:1])
     assert sorted(order) == sorted(names)
 
 
@@ -74,7 +75,7 @@ def outputs_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    return [name.removesuffix(".weight_quantizer") for name in weight_points(all_points(model))]
+    return [name.removesuffix(".weight_quantizer") for name in weight_points(model)]
 
 
 def mean_error(qmodel: nn.Module, model: nn.Module, name: str, images: Tensor) -> float:

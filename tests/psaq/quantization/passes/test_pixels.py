@@ -4,27 +4,28 @@ import pytest
 import timm
 import torch
 from sqnr import usual_sqnr
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq import Recipe, deploy, load, quantize, save
 from psaq.evaluation import logit_sqnr
 from psaq.models.zoo import data_config
-from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.conversion import converted, structure
+from psaq.quantization.model.layers import PIXELS
 from psaq.quantization.model.points import live_points
 from psaq.quantization.model.streams import streams
-from psaq.quantization.passes.pixels import PixelPatchEmbed, Pixels, read_pixels
+from psaq.quantization.passes.pixels import Pixels, read_pixels
+from psaq.quantization.pipeline import left_out
 
 GRID = Recipe(pixel_grid=True, scope="matmul")
 
 
 def photographs(model: nn.Module, size: int = 32, count: int = 4) -> Tensor:
     """Images of 8 bits a colour, black and white among them, normalised as the model wants it."""
-    levels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(2))
-    levels[0, :, 0], levels[0, :, 1] = 0, 255
     config = data_config(model)
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (config.mean, config.std))
+    levels = torch.randint(0, 256, (count, config.channels, size, size), generator=torch.Generator().manual_seed(2))
+    levels[0, :, 0], levels[0, :, 1] = 0, 255
+    mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (config.mean, config.std))
     return (levels / 255 - mean) / std
 
 
@@ -35,19 +36,24 @@ def vit(**options: object) -> nn.Module:
 
 
 def input_error(qmodel: nn.Module, images: Tensor) -> float:
-    embed = qmodel.patch_embed
-    pixels = embed.pixels(images) if isinstance(embed, PixelPatchEmbed) else images
-    return (embed.proj.input(pixels) - pixels).abs().max().item()
+    proj = qmodel.patch_embed.proj
+    pixels = proj.pixels(images) if reads_pixels(qmodel) else images
+    return (proj.input(pixels) - pixels).abs().max().item()
+
+
+def reads_pixels(qmodel: nn.Module) -> bool:
+    return PIXELS in qmodel.patch_embed.proj._modules
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_the_logits_stay(variant):
-    model = converted(build(variant))
+    model = build(variant)
     images = photographs(model, images_for(variant).shape[-1])
+    model, trace = converted(model, images)
     before = model(images)
-    read_pixels(model, [images[:1], images[1:]])
-    assert isinstance(model.patch_embed, PixelPatchEmbed)
+    assert read_pixels(model, trace, [images[:1], images[1:]]) is None
+    assert reads_pixels(model)
     assert logit_sqnr(model(images), before) > 90
 
 
@@ -68,34 +74,56 @@ def test_the_range_is_that_of_all_images_not_of_those_seen():
     assert input_error(quantize(model, dark, Recipe.accurate()), images) < 1e-6
 
 
-@pytest.mark.parametrize("options", [{"dynamic_img_pad": True, "dynamic_img_size": True}, {"in_chans": 1}], ids=str)
-@torch.no_grad()
-def test_what_would_be_padded_or_has_other_channels_is_left_alone(options):
-    model = converted(vit(**options))
-    images = photographs(model)[:, : model.patch_embed.proj.in_channels]
+def assert_left_alone(model: nn.Module, images: Tensor) -> None:
+    model, trace = converted(model, images)
     before = model(images)
-    read_pixels(model, [images])
-    assert type(model.patch_embed) is PatchEmbed
+    assert read_pixels(model, trace, [images]) == "no single convolution without padding reads the images"
+    assert not reads_pixels(model)
     assert torch.equal(model(images), before)
 
 
-@pytest.mark.parametrize("convolution", [{"padding": (1, 1)}, {"groups": 3}], ids=str)
+@pytest.mark.parametrize("size", [32, 36])
+@torch.no_grad()
+def test_images_that_may_be_padded_are_left_alone(size):
+    """Zeros at an image's edge are no black; whether there are any depends on the image."""
+    model = vit(dynamic_img_pad=True, dynamic_img_size=True)
+    assert_left_alone(model, photographs(model, size))
+
+
+@pytest.mark.parametrize("convolution", [{"padding": (1, 1)}, {"groups": 3}, {"padding": "same"}], ids=str)
+@torch.no_grad()
 def test_another_convolution_is_left_alone(convolution):
-    model = converted(vit())
-    for name, value in convolution.items():
-        setattr(model.patch_embed.proj, name, value)
-    read_pixels(model, [photographs(model)])
-    assert type(model.patch_embed) is PatchEmbed
+    model = vit()
+    side, stride = (7, 1) if convolution.get("padding") == "same" else (8, 8)
+    model.patch_embed.proj = nn.Conv2d(3, 48, side, stride, **convolution)
+    images = photographs(model)
+    patches = model.patch_embed(images).shape[1]
+    model.pos_embed = nn.Parameter(torch.randn(1, 1 + patches, 48, generator=torch.Generator().manual_seed(0)))
+    assert_left_alone(model, images)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@torch.no_grad()
+def test_images_of_other_channels_are_read_by_their_own_normalisation(channels):
+    model = vit(in_chans=channels)
+    images = photographs(model)
+    assert images.shape[1] == channels
+    qmodel = quantize(model, images, GRID)
+    assert reads_pixels(qmodel)
+    assert input_error(qmodel, images) < 1e-6
+    assert logit_sqnr(qmodel(images), model(images)) > 20
 
 
 @pytest.mark.parametrize(("level", "reads"), [(1.02, False), (-0.02, False), (1.003, True), (-0.003, True)])
 def test_one_pixel_beyond_black_or_white_by_more_than_a_level_makes_it_no_photograph(level, reads):
-    model = converted(vit())
+    model = vit()
     images = photographs(model)
     config = data_config(model)
     images[-1, 1, 5, 5] = (level - config.mean[1]) / config.std[1]
-    read_pixels(model, [images[:-1], images[-1:]])
-    assert isinstance(model.patch_embed, PixelPatchEmbed) == reads
+    model, trace = converted(model, images)
+    why = read_pixels(model, trace, [images[:-1], images[-1:]])
+    assert reads_pixels(model) == reads
+    assert why == (None if reads else "the calibration images reach beyond black and white")
 
 
 @pytest.mark.parametrize("missing", [{"mean": None}, {"std": None}, {"mean": 0.5}, {"std": (0.0, 0.2, 0.2)}], ids=str)
@@ -103,7 +131,9 @@ def test_a_model_that_does_not_say_how_its_images_are_normalised_is_left_alone(m
     model = vit()
     images = photographs(model).clamp(0, 1)  # by ImageNet's mean and deviation these would be photographs, too
     model.pretrained_cfg = {**model.pretrained_cfg, **missing}
-    assert type(quantize(model, images, Recipe.accurate()).patch_embed) is PatchEmbed
+    qmodel = quantize(model, images, Recipe.accurate())
+    assert not reads_pixels(qmodel)
+    assert left_out(qmodel)["pixel grid"] == "the model does not state its images' normalisation"
 
 
 @torch.no_grad()
@@ -112,17 +142,19 @@ def test_fewer_bits_keep_the_range_that_was_observed():
     images = photographs(model).clamp(-0.5, 0.5)
     coarse = quantize(model, images, Recipe(8, 4, pixel_grid=True))
     limits = coarse.patch_embed.proj.input(torch.tensor([-9.0, 9.0]))
-    seen = coarse.patch_embed.pixels(images)
+    seen = coarse.patch_embed.proj.pixels(images)
     assert abs(limits - torch.stack([seen.min(), seen.max()])).max() < 0.02
 
 
 @pytest.mark.parametrize("variant", ["class token", "swin"])
 def test_streams_are_rotated_all_the_same(variant):
-    model = converted(build(variant))
-    found = len(streams(model))
-    read_pixels(model, [photographs(model)])
-    assert isinstance(model.patch_embed, PixelPatchEmbed)
-    assert len(streams(model)) == found == 1
+    model = build(variant)
+    images = photographs(model)
+    model, trace = converted(model, images)
+    found = len(streams(model, trace, structure(model)))
+    read_pixels(model, trace, [images])
+    assert reads_pixels(model)
+    assert len(streams(model, trace, structure(model))) == found == 1
 
 
 @pytest.mark.parametrize("recipe", [GRID, Recipe.accurate(), Recipe.accurate(4, 8, "linear")], ids=str)

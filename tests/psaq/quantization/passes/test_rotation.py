@@ -7,17 +7,15 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rescaling import Rescaling
 from timm.layers import RmsNorm
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq.evaluation import logit_sqnr
-from psaq.quantization.model.conversion import converted
-from psaq.quantization.model.neighbours import plain_attention
-from psaq.quantization.model.streams import streams
-from psaq.quantization.passes.rotation import mean_keeping_rotation, random_rotation, rotate_heads, rotate_streams
+from psaq.quantization.passes.rotation import mean_keeping_rotation, random_rotation
 
-NOT_ROTATED = ("distilled, unused norm", "attention pooling", "norm before", "norm after", "swin, padded windows")
+NOT_ROTATED = ("distilled, unused norm", "norm before", "norm after", "swin, padded windows")
 
 
 def unchanged(model: nn.Module, before: nn.Module) -> bool:
@@ -28,31 +26,35 @@ def unchanged(model: nn.Module, before: nn.Module) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_the_logits_stay(variant):
-    model, images = converted(build(variant)), images_for(variant)
+    images = images_for(variant)
+    rescaling = Rescaling(build(variant), images)
+    model = rescaling.model
     before = model(images)
-    rotate_streams(model)
+    rescaling.rotate_streams()
     assert logit_sqnr(model(images), before) > 90
-    rotate_heads(model)
+    rescaling.rotate_heads()
     assert logit_sqnr(model(images), before) > 90
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streams_are_rotated_where_everything_that_touches_them_is_known(variant):
-    model = converted(build(variant))
-    before = copy.deepcopy(model)
-    rotate_streams(model)
-    assert len(streams(model)) == (variant not in NOT_ROTATED)
-    assert unchanged(model, before) == (variant in NOT_ROTATED)
+    rescaling = Rescaling(build(variant), images_for(variant))
+    before = copy.deepcopy(rescaling.model)
+    rescaling.rotate_streams()
+    assert len(rescaling.streams()) == (variant not in NOT_ROTATED)
+    assert unchanged(rescaling.model, before) == (variant in NOT_ROTATED)
 
 
 @pytest.mark.parametrize("variant", ["class token", "distilled", "swin"])
 @torch.no_grad()
 def test_a_channel_that_stands_out_does_so_no_longer(variant):
-    model, images = converted(build(variant)), images_for(variant)
+    images = images_for(variant)
+    rescaling = Rescaling(build(variant), images)
+    model = rescaling.model
     block = (model.layers[1].blocks if variant == "swin" else model.blocks)[1]
     block.norm1.weight[3] = 50
     before = extents(block.norm1, model, images)
-    rotate_streams(model)
+    rescaling.rotate_streams()
     after = extents(block.norm1, model, images)
     assert before.max() / before.median() > 10
     assert after.max() / after.median() < 4
@@ -69,9 +71,10 @@ def extents(module: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_heads_are_rotated_each_by_itself(vit):
-    model = converted(vit)
+    rescaling = Rescaling(vit, torch.zeros(1, 3, 32, 32))
+    model = rescaling.model
     query = model.blocks[0].attn.qkv.weight[:48].clone().unflatten(0, (-1, 48 // model.blocks[0].attn.num_heads))
-    rotate_heads(model)
+    rescaling.rotate_heads()
     turned = model.blocks[0].attn.qkv.weight[:48].unflatten(0, query.shape[:2])
     assert not torch.allclose(turned, query, atol=1e-3)
     torch.testing.assert_close(turned.square().sum(1), query.square().sum(1))
@@ -79,27 +82,32 @@ def test_heads_are_rotated_each_by_itself(vit):
 
 @pytest.mark.parametrize("variant", ["layer scale, query-key norm", "attention and MLP norm"])
 def test_heads_with_norms_inside_are_left_alone(variant):
-    model = converted(build(variant))
-    before = copy.deepcopy(model)
-    assert not list(plain_attention(model))
-    rotate_heads(model)
-    assert unchanged(model, before)
+    rescaling = Rescaling(build(variant), images_for(variant))
+    before = copy.deepcopy(rescaling.model)
+    assert rescaling.attentions() == []
+    rescaling.rotate_heads()
+    assert unchanged(rescaling.model, before)
 
 
 @torch.no_grad()
 def test_layer_scales_move_into_the_layers_before_them():
-    model = converted(build("layer scale, query-key norm"))
-    rotate_streams(model)
-    assert all((block.ls1.gamma == 1).all() and (block.ls2.gamma == 1).all() for block in model.blocks)
+    variant = "layer scale, query-key norm"
+    rescaling = Rescaling(build(variant), images_for(variant))
+    rescaling.rotate_streams()
+    blocks = rescaling.model.blocks
+    assert len(blocks) == 2
+    assert all((block.ls1.gamma == 1).all() and (block.ls2.gamma == 1).all() for block in blocks)
 
 
 @torch.no_grad()
 def test_every_stage_of_a_swin_but_the_first_is_rotated():
     model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, num_heads=(1, 1, 2, 2), depths=(1, 1, 2, 1))
-    model, images = converted(model), torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    rescaling = Rescaling(model, images)
+    model = rescaling.model
     before = model(images)
-    assert [stream.channels for stream in streams(model)] == [48, 96, 192]
-    rotate_streams(model)
+    assert [stream.channels for stream in rescaling.streams()] == [48, 96, 192]
+    rescaling.rotate_streams()
     assert logit_sqnr(model(images), before) > 90
 
 
@@ -111,10 +119,13 @@ def test_norms_and_layers_without_offsets_are_rotated(vit):
         nn.init.uniform_(block.norm2.weight, 0.2, 2)
         block.attn.qkv.bias = None
         block.attn.proj.bias = None
-    model, images = converted(vit), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rescaling = Rescaling(vit, images)
+    model = rescaling.model
     before = model(images)
-    rotate_streams(model)
-    rotate_heads(model)
+    assert len(rescaling.streams()) == 1
+    rescaling.rotate_streams()
+    rescaling.rotate_heads()
     assert logit_sqnr(model(images), before) > 90
 
 
@@ -128,10 +139,11 @@ def test_a_stream_that_cannot_take_a_rotation_up_is_left_alone(vit, part):
         vit.global_pool = "avgmax"
     if part == "grouped embedding":
         vit.patch_embed.proj = nn.Conv2d(3, 48, 8, 8, groups=3)
-    before = copy.deepcopy(vit)
-    assert streams(vit) == []
-    rotate_streams(vit)
-    assert unchanged(vit, before)
+    rescaling = Rescaling(vit, torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    before = copy.deepcopy(rescaling.model)
+    assert rescaling.streams() == []
+    rescaling.rotate_streams()
+    assert unchanged(rescaling.model, before)
 
 
 @given(st.integers(2, 65), st.integers(0, 2**32))

@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.points import points_in_scope, weight_points
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import is_end
 from psaq.quantization.quantizers.affine import least_error_per_channel, symmetric_per_channel
-from psaq.quantization.quantizers.weights import bits_at, refitted_weight, rounded_weight, weight_quantizer
+from psaq.quantization.quantizers.weights import (
+    bits_at,
+    quantised_points,
+    refitted_weight,
+    rounded_weight,
+    weight_quantizer,
+)
 from psaq.quantization.recipes import Recipe
 
 
@@ -87,12 +94,21 @@ def test_the_recipe_decides_scales_and_rounding(data):
 
 def test_the_first_and_the_last_layer_have_bits_of_their_own(vit, swin):
     recipe = Recipe(4, 6, ends=8, overrides=(("*.fc2", 5, 7),))
-    qvit, qswin = converted(vit), converted(swin)
+    (qvit, _), (qswin, _) = (converted(model, torch.zeros(1, 3, 32, 32)) for model in (vit, swin))
     assert bits_at(qvit, "patch_embed.proj.weight_quantizer", recipe) == (8, 8)
     assert bits_at(qvit, "head.input", recipe) == (8, 8)
     assert bits_at(qvit, "blocks.0.attn.qkv.weight_quantizer", recipe) == (4, 6)
     assert bits_at(qvit, "blocks.1.mlp.fc2.input", recipe) == (5, 7)
     assert bits_at(qvit, "embedded", recipe) == (4, 6)
-    ends = {name for name, module in qswin.named_modules() if is_end(qswin, name)}
-    assert ends >= {"patch_embed.proj", "head.fc"}
-    assert not any("blocks" in name or "downsample" in name for name in ends)
+    ends = {name for name, _ in qswin.named_modules() if is_end(qswin, name)}
+    assert ends == {"patch_embed.proj", "head.fc"}
+
+
+def test_points_left_in_float_have_no_bits(vit):
+    recipe = Recipe(4, 6, overrides=(("head", None, None), ("blocks.1.attn*", None, None)))
+    qmodel, _ = converted(vit, torch.zeros(1, 3, 32, 32))
+    wanted = [*points_in_scope(qmodel, "matmul"), *weight_points(qmodel)]
+    bits = quantised_points(qmodel, wanted, recipe)
+    left = {name for name in wanted if name.startswith(("head.", "blocks.1.attn."))}
+    assert len(left) == 2 + 4 + 2 * 2
+    assert bits == {name: 4 if name.endswith("weight_quantizer") else 6 for name in wanted if name not in left}

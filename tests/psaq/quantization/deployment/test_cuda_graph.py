@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from psaq import PsaqError, capture, load_model
-from psaq.quantization import cuda_graph
-from psaq.quantization.cuda_graph import CapturedModel
+from psaq.quantization.deployment import cuda_graph
+from psaq.quantization.deployment.cuda_graph import CapturedModel
 
 
 class Doubling(nn.Module):
