@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from psaq.density.measure import choose_layers, layer_label
 from psaq.errors import PsaqError
 from psaq.models.calling import run
-from psaq.models.features import FeatureSite, record_patch_features
+from psaq.models.features import record_patch_features
+from psaq.models.places import patch_places, tiling
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SimilarityMap:
 @torch.no_grad()
 def similarity_maps(
     model: nn.Module,
-    image: Float[Tensor, "3 height width"],
+    image: Float[Tensor, "channels height width"],
     at: tuple[float, float] = (0.5, 0.5),
     layers: Sequence[int] | None = None,
 ) -> list[SimilarityMap]:
@@ -46,17 +46,19 @@ def similarity_maps(
         layers: blocks counted from 1; all of them where None.
 
     Raises:
-        PsaqError: a point beyond the image, a layer out of range, or a model whose patches do not tile the image.
+        PsaqError: a point beyond the image, a layer out of range or one whose patches do not lie in a grid over it.
     """
     if not all(0 <= share < 1 for share in at):
         raise PsaqError(f"point {at}: x and y are shares of the image, from 0 to below 1")
-    with record_patch_features(model) as recorder:
-        run(recorder.model, image[None].to(next(model.parameters())))
+    image = image.to(next(model.parameters()))
+    with record_patch_features(model, images=image[None]) as recorder:
+        run(recorder.model, image[None])
+    places = patch_places(model, image)
     return [
         _map_of(
             layer_label(recorder.sites[index].attention, index),
             recorder.features[index][0].float().cpu(),
-            _tiling(model, recorder.sites[index], recorder.features[index].shape[1:3], image.shape[1:]),
+            tiling(places[index]),
             at,
         )
         for index in choose_layers(layers, len(recorder.sites))
@@ -66,49 +68,14 @@ def similarity_maps(
 def _map_of(
     label: str,
     features: Float[Tensor, "windows patches channels"],
-    tiling: Int[Tensor, "rows columns"],
+    grid: Int[Tensor, "rows columns"],
     at: tuple[float, float],
 ) -> SimilarityMap:
-    rows, columns = tiling.shape
-    if int(tiling.max()) >= features.shape[0] * features.shape[1]:
-        raise PsaqError(f"{label}: has {features.shape[1]} patches, which do not tile an image of {rows}×{columns}")
+    rows, columns = grid.shape
     patch = (int(at[1] * rows), int(at[0] * columns))
-    window, place = divmod(int(tiling[patch]), features.shape[1])
+    window, place = divmod(int(grid[patch]), features.shape[1])
     unit = torch.nn.functional.normalize(features[window], dim=-1)
     similarity = unit @ unit.mT
     everywhere = torch.full(features.shape[:2], torch.nan)
     everywhere[window] = similarity[place]
-    return SimilarityMap(label, similarity, everywhere.flatten()[tiling], patch)
-
-
-def _tiling(
-    model: Any, site: FeatureSite, features: Sequence[int], image: Sequence[int]
-) -> Int[Tensor, "rows columns"]:
-    """For each place of a layer's patches over the image, the position of its feature, windows in order.
-
-    Args:
-        features: how many windows, and patches in each.
-        image: height and width in pixels.
-    """
-    windows, patches = features
-    block = model.get_submodule(site.attention.rpartition(".")[0])
-    if all(hasattr(block, name) for name in ("input_resolution", "window_size", "shift_size")):
-        return _window_tiling(block.input_resolution, block.window_size, block.shift_size)
-    rows = max(1, round((patches * image[0] / image[1]) ** 0.5))
-    if windows > 1 or rows * (patches // rows) != patches:
-        raise PsaqError(
-            f"{site.attention}: it is not known where its {windows} × {patches} patches lie in the image; choose "
-            "layers in which all patches attend to each other"
-        )
-    return torch.arange(patches).reshape(rows, patches // rows)
-
-
-def _window_tiling(
-    resolution: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
-) -> Int[Tensor, "rows columns"]:
-    """Swin: the patches are rolled by the shift, padded at the end to whole windows, and cut into windows."""
-    (rows, columns), (height, width) = resolution, window
-    row = ((torch.arange(rows) - shift[0]) % rows)[:, None]
-    column = ((torch.arange(columns) - shift[1]) % columns)[None]
-    windows = (row // height) * -(-columns // width) + column // width
-    return windows * height * width + (row % height) * width + column % width
+    return SimilarityMap(label, similarity, everywhere.flatten()[grid], patch)

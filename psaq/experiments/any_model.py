@@ -85,8 +85,8 @@ class AnyModel:
                 continue
             try:
                 rows[name] = measured(name, build)
-            except PsaqError as error:
-                note(f"{name}: {error}")
+            except Exception as error:  # one model's failure is a result, too
+                note(f"{name}: {type(error).__name__}: {error}")
                 continue
             write_rows(self.out, [rows[known] for known in architectures() if known in rows])
             print(rows[name], flush=True)

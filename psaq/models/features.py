@@ -84,8 +84,8 @@ def find_sites(model: nn.Module, seen: Trace) -> list[FeatureSite]:
             f"{type(model).__name__}: has no self-attention; psaq needs a vision transformer, whose layers compare "
             "patches with one another"
         )
-    grids = _grids(seen)
-    on_grid = [described for site in found if (described := site.described(grids)) is not None]
+    grids, windows = _grids(seen), {site.tokens for site in found if site.windows > 1}
+    on_grid = [described for site in found if (described := site.described(grids, windows)) is not None]
     return on_grid or [site.without_grid() for site in found]
 
 
@@ -103,6 +103,7 @@ class PatchFeatureRecorder:
         heads: Heads,
         class_token: Literal["drop", "reference"] = "drop",
         images: Tensor | None = None,
+        seen: Callable[[Tensor], Tensor] = lambda attended: attended,
     ):
         self.model = opened(model)
         """What is to be run: the model itself, or a copy whose attention can be seen."""
@@ -112,6 +113,7 @@ class PatchFeatureRecorder:
         self._lent = _LentLayers({s.place: partial(self._record, site=s) for s in self.sites if s.place is not None})
         self._heads = heads
         self._class_token = class_token
+        self._seen = seen
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -138,6 +140,7 @@ class PatchFeatureRecorder:
         self._lent.count = 0
 
     def _record(self, attended: Tensor, site: FeatureSite) -> None:
+        attended = self._seen(attended)
         tokens = rearrange(attended, "b c ... -> b (...) c" if site.channels_first else "b ... c -> b (...) c")
         last = tokens.shape[1] - site.trailing
         patches = tokens[:, site.leading : last] if self._class_token == "drop" else tokens[:, 1:]
@@ -172,16 +175,18 @@ def record_patch_features(
     heads: Heads = "mean",
     class_token: Literal["drop", "reference"] = "drop",
     images: Tensor | None = None,
+    seen: Callable[[Tensor], Tensor] = lambda attended: attended,
 ) -> Iterator[PatchFeatureRecorder]:
     """Record patch features while the block is open; the hooks go when it closes, also on an error.
 
     Args:
         images: as for `feature_sites`.
+        seen: what is recorded of what attention gave, of the same shape.
 
     Raises:
         PsaqError: the model has no self-attention.
     """
-    recorder = PatchFeatureRecorder(model, heads, class_token, images)
+    recorder = PatchFeatureRecorder(model, heads, class_token, images, seen)
     with recorder.attached():
         yield recorder
 
@@ -270,18 +275,42 @@ class _Site:
         self.reader = reader
         self.layer, self.place = self._seen(reader)
 
-    def described(self, grids: list[int]) -> FeatureSite | None:
-        """The site, where its tokens are patches and few others."""
-        windows, tokens = self._rows() // self.seen.images, self._tokens()
+    @property
+    def windows(self) -> int:
+        """Of one image."""
+        return self._rows() // self.seen.images
+
+    @property
+    def tokens(self) -> int:
+        """Of one window."""
+        total = 1
+        for side in self._shape():
+            total *= side
+        return total // self._rows() // self._channels()
+
+    def described(self, grids: list[int], windows: set[int]) -> FeatureSite | None:
+        """The site, where its tokens are patches and few others.
+
+        Args:
+            grids: how many patches the model may have.
+            windows: how many tokens stand in those windows of the model of which an image has several.
+        """
+        tokens = self.tokens
         if tokens < _FEWEST_PATCHES:
             return None  # a query of its own, or windows in which a patch has no other to be compared with
-        if windows > 1:
-            return self._site(0, 0) if any(grid <= windows * tokens <= 2 * grid for grid in grids) else None
+        if self.windows > 1:
+            return self._site(0, 0) if self._fill(grids) else None
         told = self._told(tokens)
         if told is not None and (tokens - sum(told) in grids or tokens not in grids):
             return self._site(*told)
         extra = next((tokens - grid for grid in grids if 0 <= tokens - grid <= _MOST_EXTRA_TOKENS), None)
+        if extra is None and tokens in windows and self._fill(grids):
+            extra = 0  # the last of the model's stages, padded to a window
         return None if extra is None else self._site(extra, 0)
+
+    def _fill(self, grids: list[int]) -> bool:
+        """Whether the windows hold a grid, padded at most to the double."""
+        return any(grid <= self.windows * self.tokens <= 2 * grid for grid in grids)
 
     def without_grid(self) -> FeatureSite:
         return self._site(0, 0)
@@ -332,16 +361,10 @@ class _Site:
     def _channels(self) -> int:
         return self._shape()[1 if self._first() else -1]
 
-    def _tokens(self) -> int:
-        total = 1
-        for side in self._shape():
-            total *= side
-        return total // self._rows() // self._channels()
-
     def _head_count(self) -> int:
         *outer, first, second = (1, *self.result.shape)
         for width, tokens in ((second, first), (first, second)):
             heads = self._channels() // width
-            if heads * width == self._channels() and heads in outer and tokens == self._tokens():
+            if heads * width == self._channels() and heads in outer and tokens == self.tokens:
                 return heads
         return 1

@@ -98,6 +98,14 @@ def attention_operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
     return _named(args, kwargs, ("query", "key", "value", "attn_mask"))
 
 
+def name_of(function: Function) -> str:
+    """A function's name; of an attribute that was read (x.T), the attribute's."""
+    owner = getattr(function, "__self__", None)
+    if function.__name__ == "__get__" and owner is not None:
+        return owner.__name__
+    return function.__name__
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and dictionaries, in order."""
     if isinstance(value, Tensor):

@@ -25,6 +25,7 @@ from psaq.models.operations import (
     attention_operands,
     layer_geometry,
     layer_operands,
+    name_of,
     product_operands,
     tensors_in,
 )
@@ -287,7 +288,7 @@ class _Recorder(TorchFunctionMode):
         ordinal = counts[kind] if kind else 0
         shape = tuple(tensors[0].shape)
         self.found.calls.append(
-            Call(index, function, _name(function), kind, module, method, ordinal, sources, shape, settings)
+            Call(index, function, name_of(function), kind, module, method, ordinal, sources, shape, settings)
         )
         if kind:
             counts[kind] += 1
@@ -316,14 +317,6 @@ def _settings(
     if function.__name__ in ("mul", "mul_", "div", "div_") and isinstance(args[-1], int | float):
         return {"by": args[-1]}
     return {name: value for name, value in kwargs.items() if isinstance(value, int | float | str | tuple)}
-
-
-def _name(function: Function) -> str:
-    """A function's name; of an attribute that was read (x.T), the attribute's."""
-    owner = getattr(function, "__self__", None)
-    if function.__name__ == "__get__" and owner is not None:
-        return owner.__name__
-    return function.__name__
 
 
 def _writes(function: Function) -> bool:

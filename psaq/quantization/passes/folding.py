@@ -129,11 +129,13 @@ class _Range:
 
 @torch.no_grad()
 def _ranges(model: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, _Range]:
-    """Of each module's output, over all batches."""
+    """Of each channel of each module's output, over all batches."""
     seen: dict[str, _Range] = {}
 
     def watch(name: str, output: Tensor) -> None:
-        rows = output.flatten(0, -2)
+        channels = len(model.get_submodule(name).get_parameter("weight"))
+        last = output if output.shape[-1] == channels else output.movedim(1, -1)
+        rows = last.flatten(0, -2)
         now = _Range(rows.amin(0), rows.amax(0))
         before = seen.get(name, now)
         seen[name] = _Range(torch.minimum(now.low, before.low), torch.maximum(now.high, before.high))

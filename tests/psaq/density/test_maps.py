@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from timm.models.swin_transformer import window_partition
 
-from psaq.density.maps import _window_tiling, similarity_maps
+from psaq.density.maps import similarity_maps
 from psaq.errors import PsaqError
 from psaq.models.features import patch_features
 
@@ -12,19 +11,6 @@ from psaq.models.features import patch_features
 @pytest.fixture
 def image() -> torch.Tensor:
     return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(2))
-
-
-@pytest.mark.parametrize(
-    ("resolution", "window", "shift"),
-    [((8, 8), (4, 4), (0, 0)), ((8, 12), (4, 4), (2, 2)), ((10, 9), (4, 3), (2, 1)), ((4, 4), (4, 4), (0, 0))],
-)
-def test_tiling_is_where_swin_cuts_its_windows(resolution, window, shift):
-    rows, columns = resolution
-    places = torch.arange(1, rows * columns + 1).float().reshape(1, rows, columns, 1)
-    rolled = torch.roll(places, (-shift[0], -shift[1]), dims=(1, 2))
-    padded = torch.nn.functional.pad(rolled, (0, 0, 0, -columns % window[1], 0, -rows % window[0]))
-    in_windows = window_partition(padded, window).flatten()
-    torch.testing.assert_close(in_windows[_window_tiling(resolution, window, shift)], places[0, ..., 0])
 
 
 def test_vit_map_is_the_row_of_the_picked_patch(vit, image):

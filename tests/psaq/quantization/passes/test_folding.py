@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from rescaling import Rescaling
-from timm.layers import RmsNorm
+from timm.layers import LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
@@ -54,6 +54,36 @@ def test_folded_norms_emit_even_channels(variant):
     for norm in norms:
         assert spread(extents(model, model.get_submodule(norm), images)) < 1.001
         assert spread(extents(before, before.get_submodule(norm), images)) > 1.5
+
+
+class ChannelsFirst(nn.Module):
+    """A norm of (images, channels, height, width) before the layer that reads its channels."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Conv2d(3, 16, 8, 8), LayerNorm2d(16), nn.Linear(16, 3)
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        q, k, v = self.qkv(self.norm(x).flatten(2).mT).chunk(3, -1)
+        return self.head(self.proj(nn.functional.scaled_dot_product_attention(q, k, v)).mean(1))
+
+
+def test_a_norm_of_channels_first_is_folded_by_its_channels():
+    torch.manual_seed(3)
+    model, images = ChannelsFirst().eval(), torch.randn(4, 3, 24, 24)
+    nn.init.normal_(model.norm.weight, 1, 0.5)
+    rescaling = Rescaling(model, images)
+    before = rescaling.model(images)
+    rescaling.fold([images], 1.0, True)
+    assert logit_sqnr(rescaling.model(images), before) > 90
+    seen = []
+    rescaling.model.norm.register_forward_hook(lambda _, __, output: seen.append(output.abs().amax((0, 2, 3))))
+    rescaling.model(images)
+    assert spread(seen[0]) < 1.001
 
 
 def middles(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
