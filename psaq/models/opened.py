@@ -1,6 +1,5 @@
 """torch's own attention module, whose projections and products are one call of the framework, written out."""
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.models.copying import copied
 from psaq.models.subclassed import subclassed
 
 Tokens = Float[Tensor, "rows tokens dim"]
@@ -29,7 +29,7 @@ def opened(model: nn.Module) -> nn.Module:
     """The model itself, or where it holds `nn.MultiheadAttention` a copy with that written out."""
     if not any(type(module) is nn.MultiheadAttention for module in model.modules()):
         return model
-    written_out = copy.deepcopy(model)
+    written_out = copied(model)
     open_attention(written_out)
     return written_out
 

@@ -1,16 +1,16 @@
 """From a fake-quantised model to one that runs in integers."""
 
-import copy
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
+from psaq.models.copying import copied
 from psaq.models.heads import classes_or_none
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
 from psaq.quantization.model.conversion import lent_layers, structure
@@ -47,7 +47,7 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel
     dtype = dtype or _usual_dtype(qmodel)
     if dtype not in DTYPES:
         raise PsaqError(f"dtype {dtype}: deploy computes in float32, float16 or bfloat16")
-    model = copy.deepcopy(qmodel).requires_grad_(False).eval()
+    model = copied(qmodel).requires_grad_(False).eval()
     simulated = live_points(model).keys()
     converted = _swap_layers(model, dtype)
     if not converted:
@@ -90,6 +90,15 @@ class IntegerModel(nn.Module):
         return f"{self.model.psaq_recipe} in {self.dtype}\nin integers: {counts}\nfake-quantised: {left}"
 
 
+class IntegerStages(nn.Sequential):
+    """A layer in integers between fake quantisations."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's."""
+        return self.get_submodule(INTEGER).weight  # type: ignore[return-value]
+
+
 _INTEGER = (IntegerLinear, IntegerLayerNorm)
 
 
@@ -112,6 +121,7 @@ def _swap_layers(model: nn.Module, dtype: torch.dtype) -> list[str]:
     candidates = {name: module for name, module in model.named_modules() if name not in lent}
     integer = {name: layer for name, module in candidates.items() if (layer := _integer_layer(module, dtype))}
     for name, layer in integer.items():
+        _keep_settings(candidates[name], layer)
         model.set_submodule(name, layer)
     return list(integer)
 
@@ -135,7 +145,14 @@ def _between(layer: QuantLayer, integer: IntegerLinear) -> nn.Module:
     stages = OrderedDict(
         (name, part) for name, part in parts.items() if part is not None and not isinstance(part, Point)
     )
-    return integer if len(stages) == 1 else nn.Sequential(stages)
+    return integer if len(stages) == 1 else IntegerStages(stages)
+
+
+def _keep_settings(layer: nn.Module, integer: nn.Module) -> None:
+    """What a model may ask of its layer: sizes, strides, paddings."""
+    for name, value in vars(layer).items():
+        if isinstance(value, int | str | tuple) and not name.startswith(("_", "psaq_")) and not hasattr(integer, name):
+            setattr(integer, name, value)
 
 
 def _integer_weight(layer: QuantLayer) -> QuantizedWeight | None:
@@ -163,7 +180,7 @@ def _join_neighbours(model: nn.Module) -> None:
         if activated.function == "gelu" and activated.before is not None:
             _join_mlp(model, activated.before, activated.module, layer)
     for norm in known.norms:
-        if len(norm.layers) == 1 and not (norm.padded or norm.cast or norm.averaged):
+        if len(norm.layers) == 1 and not (norm.padded or norm.cast or norm.averaged or norm.channels_first):
             _join_norm(model, norm.norm, norm.layers[0])
 
 
@@ -177,7 +194,7 @@ def _join_mlp(model: nn.Module, before: str, activation: str, layer: str) -> Non
 
 def _join_norm(model: nn.Module, name: str, layer: str) -> None:
     norm, linear = model.get_submodule(name), model.get_submodule(layer)
-    first = getattr(linear, INTEGER) if isinstance(linear, nn.Sequential) else linear
+    first = getattr(linear, INTEGER) if isinstance(linear, IntegerStages) else linear
     affine = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and norm.bias is not None
     if affine and type(first) is IntegerLinear:
         model.set_submodule(name, IntegerLayerNorm(norm, first.input))  # type: ignore[arg-type]

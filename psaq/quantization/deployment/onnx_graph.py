@@ -1,6 +1,5 @@
 """A fake-quantised model as an ONNX graph: QuantizeLinear and DequantizeLinear around float operators."""
 
-import copy
 import io
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.files import write_whole
+from psaq.models.copying import copied
 from psaq.models.zoo import data_config
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
 from psaq.quantization.model.conversion import lent_layers
@@ -62,14 +62,14 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) ->
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
-    model = copy.deepcopy(qmodel).cpu().float().eval()
+    model = copied(qmodel).cpu().float().eval()
     narrow = _swap_layers(model)
     _write(*_traced(model, qmodel, part, narrow), Path(path))
 
 
 def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) -> None:
     """The same architecture and weights with every quantisation point off, to be compared with in speed."""
-    model = copy.deepcopy(qmodel).cpu().float().eval()
+    model = copied(qmodel).cpu().float().eval()
     for name in all_points(model):
         model.set_submodule(name, Point())
     _write(*_traced(model, qmodel, part, set()), Path(path))

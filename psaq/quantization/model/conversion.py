@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
+from psaq.models.copying import copied
 from psaq.models.features import find_sites
 from psaq.models.opened import open_attention
 from psaq.models.trace import Trace, trace
@@ -26,14 +27,14 @@ def converted(model: nn.Module, images: Tensor) -> tuple[nn.Module, Trace]:
     Raises:
         PsaqError: it is quantised already, there is no attention, or it does not take such images.
     """
-    copied = own_copy(model)
-    seen = trace(copied, images[:1])
-    copied.psaq_sites = find_sites(copied, seen)  # type: ignore[assignment]
-    copied.psaq_takes = takes(model)  # type: ignore[assignment]
-    copied.psaq_left_out = {}  # type: ignore[assignment]
-    bake_weights(copied, seen)
-    add_points(copied, structure_of(copied, seen))
-    return copied, seen
+    qmodel = own_copy(model)
+    seen = trace(qmodel, images[:1])
+    qmodel.psaq_sites = find_sites(qmodel, seen)  # type: ignore[assignment]
+    qmodel.psaq_takes = takes(model)  # type: ignore[assignment]
+    qmodel.psaq_left_out = {}  # type: ignore[assignment]
+    bake_weights(qmodel, seen)
+    add_points(qmodel, structure_of(qmodel, seen))
+    return qmodel, seen
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -41,10 +42,10 @@ def own_copy(model: nn.Module) -> nn.Module:
     PsaqError where it is quantised already."""
     if hasattr(model, "psaq_structure"):
         raise PsaqError(f"{type(model).__name__}: is quantised already; pass the model that it was made from")
-    copied = copy.deepcopy(model).eval()
-    if next(copied.parameters()).dtype in (torch.float16, torch.bfloat16):
-        copied.float()  # what is measured and rounded must not be rounded twice
-    return with_own_layers(copied)
+    own = copied(model).eval()
+    if next(own.parameters()).dtype in (torch.float16, torch.bfloat16):
+        own.float()  # what is measured and rounded must not be rounded twice
+    return with_own_layers(own)
 
 
 def with_own_layers(model: nn.Module) -> nn.Module:

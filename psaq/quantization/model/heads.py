@@ -5,7 +5,6 @@ or a value untouched, one number per head and channel, the layer's rows are know
 a layer's input, so are the columns that read it. Norms, rotary positions or anything else on the way would change them.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from psaq.models.calling import run
+from psaq.models.copying import copied
 from psaq.models.operations import attention
 from psaq.models.trace import Call, Trace
 from psaq.quantization.model.points import all_points, layer_of, role
@@ -96,7 +96,7 @@ def factor_before(qmodel: nn.Module, trace: Trace, point: str) -> float:
 
 class _MarkedRun:
     def __init__(self, qmodel: nn.Module, trace: Trace, reader: StructureReader):
-        self.model = copy.deepcopy(qmodel).float()
+        self.model = copied(qmodel).float()
         self.trace = trace
         self.reader = reader
         self.first: dict[str, int] = {}

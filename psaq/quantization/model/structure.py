@@ -28,6 +28,9 @@ ACTIVATIONS = frozenset(
 )
 
 
+_MOVES = frozenset({"permute", "transpose", "movedim"})
+
+
 @dataclass(frozen=True)
 class NormReaders:
     """A norm whose output goes, as it is, into layers and nowhere else.
@@ -38,6 +41,7 @@ class NormReaders:
         padded: whether zeros are set beside its output, which stand for 0.0 whatever is folded into it.
         cast: whether its output is asked to be of some type on the way.
         averaged: whether what the layers read is a mean of it over positions.
+        channels_first: whether the module emits (images, channels, height, width), though it normalises channels.
     """
 
     norm: str
@@ -45,6 +49,7 @@ class NormReaders:
     padded: bool
     cast: bool
     averaged: bool
+    channels_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,14 @@ def read_structure(numbers: Mapping[str, Any]) -> Structure:
         for module, methods in numbers["watched"].items()
     }
     norms = tuple(
-        NormReaders(norm["norm"], tuple(norm["layers"]), norm["padded"], norm["cast"], norm["averaged"])
+        NormReaders(
+            norm["norm"],
+            tuple(norm["layers"]),
+            norm["padded"],
+            norm["cast"],
+            norm["averaged"],
+            norm.get("channels_first", False),
+        )
         for norm in numbers["norms"]
     )
     activated = {layer: Activated(**found) for layer, found in numbers["activated"].items()}
@@ -279,8 +291,14 @@ class StructureReader:
                 for layer, reader in zip(layers, last, strict=True)
             )
             names = tuple(dict.fromkeys(layer for layer in layers if layer)) if exclusive else ()
-            padded, cast = any(map(self._pads, between)), any(view.name in CASTS for view in between)
-            yield NormReaders(owner, names, padded, cast, any(view.name in MEANS for view in between))
+            yield NormReaders(
+                owner,
+                names,
+                padded=any(map(self._pads, between)),
+                cast=any(view.name in CASTS for view in between),
+                averaged=any(view.name in MEANS for view in between),
+                channels_first=any(view.module == owner and view.name in _MOVES for view in between),
+            )
 
     def _norm(self, call: Call) -> str | None:
         """The module of a norm over channels that makes the call itself, with a scale of its own or none."""

@@ -1,6 +1,6 @@
 """Walking through a model block by block: the inputs of any layer without running what lies before its block."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,11 @@ from psaq.quantization.model.conversion import structure
 
 @dataclass(frozen=True)
 class Blocks:
-    """The transformer blocks of a model by name, in the order in which they run.
+    """The blocks of a model by name, in the order in which they run.
 
     Attributes:
-        in_a_row: whether each hands on to the next all that is needed of it; otherwise what each emits is kept.
+        in_a_row: whether what a block emits is all that is needed of those before it; otherwise what each emits is
+            kept.
     """
 
     names: tuple[str, ...]
@@ -28,8 +29,8 @@ class Blocks:
 class Walk:
     """A model and the images that go through it.
 
-    A finished block is never run again: what it emitted is kept and handed on instead. What lies between blocks
-    and around them is cheap and runs anew.
+    A finished block is never run again: it answers with what it emitted, or with zeros of that shape where a later
+    block's answer is all that counts. What lies between blocks and around them is cheap and runs anew.
 
     Args:
         model: in evaluation mode; its layers may change as long as their block is not finished.
@@ -64,7 +65,7 @@ class Walk:
         """Keep what ``block`` emits; from now on it stays as it is."""
         kept = [self._until(block, index, before=False) for index in range(len(self.batches))]
         if self.blocks.in_a_row:
-            self._finished = {finished: [] for finished in self._finished}
+            self._finished = {name: list(map(_zeros_like, before)) for name, before in self._finished.items()}
         self._finished[block] = kept
 
     def _until(self, name: str, index: int, before: bool) -> Tensor:
@@ -73,7 +74,7 @@ class Walk:
             handle = module.register_forward_pre_hook(lambda _, inputs: reached.stop(inputs[0]))
         else:
             handle = module.register_forward_hook(lambda _, __, output: reached.stop(output))
-        answers = {block: kept[index] if kept else None for block, kept in self._finished.items()}
+        answers = {block: kept[index] for block, kept in self._finished.items()}
         try:
             with short_cut(self.model, answers):
                 run(self.model, self.batches[index])
@@ -94,13 +95,12 @@ class _ReachedError(Exception):
 
 
 @contextmanager
-def short_cut(model: nn.Module, answers: Mapping[str, Tensor | None]) -> Iterator[None]:
-    """Let each block answer with what is given for it, or hand on what it is called with where that is None."""
+def short_cut(model: nn.Module, answers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let each block answer with what is given for it."""
     blocks = {name: model.get_submodule(name) for name in answers}
     try:
         for name, block in blocks.items():
-            answer = answers[name]
-            block.forward = _unchanged if answer is None else _answering(answer)
+            block.forward = _answering(answers[name])
         yield
     finally:
         for block in blocks.values():
@@ -109,18 +109,23 @@ def short_cut(model: nn.Module, answers: Mapping[str, Tensor | None]) -> Iterato
 
 @torch.no_grad()
 def blocks(qmodel: nn.Module, images: Float[Tensor, "images channels height width"]) -> Blocks:
-    """The blocks around the attention of a converted model that a walk may hand results past: each is called once, and
-    emits one tensor of the shape of what it takes. None where the answer would not stay the same."""
+    """The blocks of a converted model that a walk may pass by: each is called once and emits one tensor. None where the
+    answer would not stay the same."""
     emitted: dict[str, Tensor] = {}
     candidates = _called_once(qmodel, images, emitted)
     names = tuple(name for name in emitted if name in candidates)
     answer = tensors_of(run(qmodel, images))
     for in_a_row in (True, False):
-        answers = {name: None if in_a_row and name != names[-1] else emitted[name] for name in names}
-        with short_cut(qmodel, answers):
+        answers = {name: _zeros_like(emitted[name]) if in_a_row else emitted[name] for name in names[:-1]}
+        with short_cut(qmodel, {**answers, **{name: emitted[name] for name in names[-1:]}}):
             if names and _is_same(qmodel, images, answer):
                 return Blocks(names, in_a_row)
     return Blocks((), True)
+
+
+def _zeros_like(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Zeros that take no memory."""
+    return x.new_zeros(()).expand(x.shape)
 
 
 def _is_same(qmodel: nn.Module, images: Tensor, answer: list[Tensor]) -> bool:
@@ -138,10 +143,9 @@ def _called_once(qmodel: nn.Module, images: Tensor, emitted: dict[str, Tensor]) 
 
     def watch(name: str, inputs: tuple[Any, ...], output: Any) -> None:
         calls[name] = calls.get(name, 0) + 1
-        same = isinstance(output, Tensor) and bool(inputs) and isinstance(inputs[0], Tensor)
-        if not same or output.shape != inputs[0].shape or calls[name] > 1:
+        if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor) or calls[name] > 1:
             unfit.add(name)
-        elif isinstance(output, Tensor):
+        else:
             emitted[name] = output
 
     names = _candidates(qmodel)
@@ -157,14 +161,21 @@ def _called_once(qmodel: nn.Module, images: Tensor, emitted: dict[str, Tensor]) 
 
 
 def _candidates(qmodel: nn.Module) -> list[str]:
-    """The numbered modules that hold attention, the innermost around each."""
-    found = {
+    """The numbered modules that hold attention, the innermost around each, and beside them those that hold layers."""
+    read = structure(qmodel)
+    attentions = {
         _numbered(name)
-        for name, methods in structure(qmodel).watched.items()
+        for name, methods in read.watched.items()
         if any(entry for kinds in methods.values() for entry in kinds.get("product", ()))
     }
-    outermost = {name for name in found if name and not any(name.startswith(f"{other}.") for other in found - {name})}
-    return sorted(outermost)
+    chosen = [name for name in attentions if name and not _is_within(name, attentions)]
+    beside = {name for name in map(_numbered, read.layers) if name and not _is_within(name, chosen)}
+    chosen += [name for name in beside if not any(_is_within(other, [name]) for other in (*chosen, *beside))]
+    return sorted(set(chosen))
+
+
+def _is_within(name: str, others: Iterable[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)
 
 
 def _numbered(name: str) -> str:
@@ -172,10 +183,6 @@ def _numbered(name: str) -> str:
     while name and not name.rpartition(".")[2].isdigit():
         name = name.rpartition(".")[0]
     return name
-
-
-def _unchanged(x: Float[Tensor, "..."], *_: object, **__: object) -> Float[Tensor, "..."]:
-    return x
 
 
 def _answering(output: Tensor) -> Callable[..., Tensor]:

@@ -29,7 +29,7 @@ def fold_norms(
         norms: `foldable` ones.
         centre: first subtract from each channel the middle of its range; the next biases make up for it.
     """
-    ranges = _ranges(model, [norm.norm for norm in norms], batches)
+    ranges = _ranges(model, {norm.norm: 1 if norm.channels_first else -1 for norm in norms}, batches)
     for found in norms:
         norm: Any = model.get_submodule(found.norm)
         channels = ranges[found.norm]
@@ -77,7 +77,7 @@ def equalize_attention(
             projection's bias, for probabilities sum to 1.
     """
     projections = {part.layer for found in attentions for part in (found.query, found.key, found.value)}
-    ranges = _ranges(model, sorted(projections), batches)
+    ranges = _ranges(model, dict.fromkeys(sorted(projections), -1), batches)
     for found in attentions:
         _equalize(model, found, ranges, centre)
 
@@ -128,14 +128,16 @@ class _Range:
 
 
 @torch.no_grad()
-def _ranges(model: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, _Range]:
-    """Of each channel of each module's output, over all batches."""
+def _ranges(model: nn.Module, names: dict[str, int], batches: list[Tensor]) -> dict[str, _Range]:
+    """Of each module's output, over all batches.
+
+    Args:
+        names: module → the axis of its channels.
+    """
     seen: dict[str, _Range] = {}
 
     def watch(name: str, output: Tensor) -> None:
-        channels = len(model.get_submodule(name).get_parameter("weight"))
-        last = output if output.shape[-1] == channels else output.movedim(1, -1)
-        rows = last.flatten(0, -2)
+        rows = output.movedim(names[name], -1).flatten(0, -2)
         now = _Range(rows.amin(0), rows.amax(0))
         before = seen.get(name, now)
         seen[name] = _Range(torch.minimum(now.low, before.low), torch.maximum(now.high, before.high))

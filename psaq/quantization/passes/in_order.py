@@ -1,6 +1,5 @@
 """Calibration layer by layer: each is quantised for what the layers before it, quantised already, hand to it."""
 
-import copy
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.models.calling import run
+from psaq.models.copying import copied
 from psaq.progress import progress_bar
 from psaq.quantization.model.layers import QuantLayer, add_to_bias
 from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, weight_points
@@ -34,7 +34,7 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
     bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
     order = execution_order(qmodel, list(bits), batches[0][:1])
     known = blocks(qmodel, batches[0][:1])
-    quantised, reference = Walk(qmodel, batches, known), Walk(copy.deepcopy(qmodel), batches, known)
+    quantised, reference = Walk(qmodel, batches, known), Walk(copied(qmodel), batches, known)
     unfinished = list(known.names)
     for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
         while unfinished and _is_behind(name, unfinished[0], order):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
 from psaq.evaluation import logit_sqnr
@@ -190,3 +190,29 @@ def test_casting_leaves_the_numbers_that_integers_are_made_of(vit: nn.Module) ->
     kinds = {name: buffer.dtype for name, buffer in fc1.named_buffers()}
     floats = {"scale": torch.float32, "bias": torch.float32}
     assert kinds == {"values": torch.uint8, "column_sums": torch.int32, **floats}
+
+
+class AsksItsLayers(nn.Module):
+    """Reads its layers' settings and types as it runs, as many models do."""
+
+    num_classes, image_size = 3, 32
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.proj, self.head = nn.Conv2d(3, 16, 8, 8), *(nn.Linear(16, n) for n in (48, 16, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = self.embed.kernel_size
+        assert images.shape[2] % rows == images.shape[3] % columns == 0 and self.embed.stride == (8, 8)
+        x = self.embed(images.to(self.embed.weight.dtype)).flatten(2).mT
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.qkv.in_features)).unbind(-2)
+        return self.head(self.proj(nn.functional.scaled_dot_product_attention(q, k, v)).mean(1))
+
+
+@torch.no_grad()
+def test_what_a_model_asks_of_its_layers_is_still_there():
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    qmodel = quantize(AsksItsLayers().eval(), images, Recipe.paper(8, 8))
+    fast = deploy(qmodel, torch.float32)
+    assert logit_sqnr(fast(images), qmodel(images)) > 90
