@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
@@ -23,9 +24,9 @@ class Report:
     """How a model did on a labelled dataset, and how it compares with a reference."""
 
     top1: float
-    """Images whose most likely class is right, in percent; NaN of a model without classes."""
+    """Images whose most likely class is right, in percent; NaN without classes or labels."""
     top5: float
-    """Images whose class is among the five most likely, in percent; NaN of a model without classes."""
+    """Images whose class is among the five most likely, in percent; NaN without classes or labels."""
     n: int
     """Number of images."""
     agreement: float | None = None
@@ -57,7 +58,7 @@ class Report:
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Dataset[tuple[Tensor, int]] | Float[Tensor, "images channels height width"],
     reference: nn.Module | Logits | None = None,
     *,
     batch_size: int = 32,
@@ -67,27 +68,33 @@ def evaluate(
     """Run ``model`` over ``dataset`` of (normalised image, class index) and compare it with ``reference``.
 
     Args:
+        dataset: or images alone, which have no classes to be right about: agreement and SQNR are what is left.
         reference: the full-precision model, or what `collect_logits` got from it on the same dataset.
         workers: processes that read images beside this one.
 
     Raises:
         PsaqError: an empty dataset, an unreadable image, a label that is no class of the model, logits with NaN.
     """
+    labelled: Any = dataset
+    if isinstance(dataset, Tensor):
+        labelled = TensorDataset(dataset, torch.zeros(len(dataset), dtype=torch.long))
     answers = Answering(model)
-    logits, labels = collect_logits(answers, dataset, batch_size=batch_size, workers=workers, progress=progress)
+    logits, labels = collect_logits(answers, labelled, batch_size=batch_size, workers=workers, progress=progress)
     if isinstance(reference, nn.Module):
         reference, _ = collect_logits(
-            reference, dataset, batch_size=batch_size, workers=workers, progress=progress, description="Reference"
+            reference, labelled, batch_size=batch_size, workers=workers, progress=progress, description="Reference"
         )
-    return compare(logits, labels, reference, answers.has_classes)
+    return compare(logits, labels if labelled is dataset else None, reference, answers.has_classes)
 
 
 def compare(
-    logits: Logits, labels: Int[Tensor, "images"], reference: Logits | None = None, has_classes: bool = True
+    logits: Logits, labels: Int[Tensor, "images"] | None, reference: Logits | None = None, has_classes: bool = True
 ) -> Report:
-    """The report on logits, or on other answers, that are already there. Raises PsaqError where the shapes do not
-    match."""
-    report = _accuracy(logits, labels) if has_classes else Report(math.nan, math.nan, len(logits))
+    """The report on logits, or on other answers, that are already there; labels where they are known. Raises PsaqError
+    where the shapes do not match."""
+    report = Report(math.nan, math.nan, len(logits))
+    if labels is not None and has_classes:
+        report = _accuracy(logits, labels)
     if reference is None:
         return report
     if reference.shape != logits.shape:

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from psaq.density.measure import choose_layers, layer_label
+from psaq.density.places import patch_places, tiling
 from psaq.errors import PsaqError
 from psaq.models.calling import run
 from psaq.models.features import record_patch_features
-from psaq.models.places import patch_places, tiling
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ def similarity_maps(
         layers: blocks counted from 1; all of them where None.
 
     Raises:
-        PsaqError: a point beyond the image, a layer out of range or one whose patches do not lie in a grid over it.
+        PsaqError: a deployed model, a point beyond the image, a layer out of range, or one whose patches do not lie in
+            a grid over it.
     """
+    if hasattr(model, "psaq_body"):
+        raise PsaqError(f"{type(model).__name__}: does not say where its patches lie; give the quantised model")
     if not all(0 <= share < 1 for share in at):
         raise PsaqError(f"point {at}: x and y are shares of the image, from 0 to below 1")
     image = image.to(next(model.parameters()))

@@ -38,6 +38,7 @@ def data_config(model: nn.Module) -> DataConfig:
 
 def find_data(model: nn.Module, size: Size | None = None) -> DataConfig | None:
     """What `data_config` gives, for images of ``size`` where one is told; None where nothing names one."""
+    model = getattr(model, "psaq_body", model)
     told = getattr(model, "psaq_data", None)
     if told is not None:
         return told if size is None else replace(told, image_size=size)

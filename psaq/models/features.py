@@ -63,10 +63,11 @@ def feature_sites(model: nn.Module, images: Tensor | None = None) -> list[Featur
     Raises:
         PsaqError: the model has no self-attention.
     """
-    known = getattr(model, "psaq_sites", None)
+    known = getattr(getattr(model, "psaq_body", model), "psaq_sites", None)
     if known is not None:
         return list(known)
-    return find_sites(model, trace(model, example_image(model) if images is None else images[:1]))
+    own = opened(model)
+    return find_sites(own, trace(own, example_image(model) if images is None else images[:1]))
 
 
 def example_image(model: nn.Module) -> Float[Tensor, "1 channels height width"]:
@@ -128,9 +129,10 @@ class PatchFeatureRecorder:
                 handle.remove()
 
     def _attach(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        body = getattr(self.model, "psaq_body", self.model)
         yield self.model.register_forward_pre_hook(self._start, with_kwargs=True)
         for site in self.sites:
-            layer = self.model.get_submodule(site.layer)
+            layer = body.get_submodule(site.layer)
             # Where the layer is asked itself, as in a quantised model, the function mode above sees no call of it.
             yield layer.register_forward_pre_hook(lambda _, inputs, site=site: self._record(inputs[0], site))
 

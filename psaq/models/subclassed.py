@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from psaq.models.copying import copied
+
 
 def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     """Make ``module`` an instance of a subclass of its own class whose methods are those of ``mixin`` first.
@@ -15,6 +17,16 @@ def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     own: Any = type(module)
     parts: tuple[Any, ...] = (mixin, *getattr(own, "_parts", (own,)))
     module.__class__ = _combined(*parts)
+
+
+def without(model: nn.Module, mixin: type) -> nn.Module:
+    """A copy whose modules have lost the mixins of a kind, with the parameters that they have now."""
+    own = copied(model)
+    for module in own.modules():
+        parts: tuple[Any, ...] = getattr(type(module), "_parts", (type(module),))
+        *kept, own_class = (part for part in parts if part is parts[-1] or not issubclass(part, mixin))
+        module.__class__ = _combined(*kept, own_class) if kept else own_class
+    return own
 
 
 @functools.cache

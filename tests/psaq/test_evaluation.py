@@ -132,3 +132,13 @@ def test_bad_input_is_named(dataset, options, message):
     with pytest.raises(PsaqError) as raised:
         evaluate(Shown(), dataset, **options)
     assert message in str(raised.value)
+
+
+def test_images_alone_are_compared_without_labels(vit):
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    alone = evaluate(vit, images, reference=vit)
+    assert (alone.n, alone.agreement, alone.logit_sqnr) == (6, 100.0, math.inf)
+    assert math.isnan(alone.top1)
+    assert str(alone) == "agreement 100.0 %, SQNR inf dB (6 images)"
+    with pytest.raises(PsaqError, match="empty"):
+        evaluate(vit, images[:0])

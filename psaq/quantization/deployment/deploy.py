@@ -121,7 +121,7 @@ def _swap_layers(model: nn.Module, dtype: torch.dtype) -> list[str]:
     candidates = {name: module for name, module in model.named_modules() if name not in lent}
     integer = {name: layer for name, module in candidates.items() if (layer := _integer_layer(module, dtype))}
     for name, layer in integer.items():
-        _keep_settings(candidates[name], layer)
+        keep_settings(candidates[name], layer)
         model.set_submodule(name, layer)
     return list(integer)
 
@@ -148,7 +148,7 @@ def _between(layer: QuantLayer, integer: IntegerLinear) -> nn.Module:
     return integer if len(stages) == 1 else IntegerStages(stages)
 
 
-def _keep_settings(layer: nn.Module, integer: nn.Module) -> None:
+def keep_settings(layer: nn.Module, integer: nn.Module) -> None:
     """What a model may ask of its layer: sizes, strides, paddings."""
     for name, value in vars(layer).items():
         if isinstance(value, int | str | tuple) and not name.startswith(("_", "psaq_")) and not hasattr(integer, name):

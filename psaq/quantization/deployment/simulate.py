@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from psaq.quantization.deployment.deploy import INTEGER, deploy
+from psaq.quantization.deployment.deploy import INTEGER, deploy, keep_settings
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear
 from psaq.quantization.model.layers import PIXELS, out_of_sight
 from psaq.quantization.model.points import Point
@@ -35,7 +35,9 @@ def simulate(qmodel: nn.Module, dtype: torch.dtype) -> nn.Module:
     integers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _INTEGER)}
     for name, integer in integers.items():
         original = qmodel.get_submodule(name.removesuffix(f".{INTEGER}"))
-        model.set_submodule(name, _simulated(integer, copy.deepcopy(original).float()))
+        simulated = _simulated(integer, copy.deepcopy(original).float())
+        keep_settings(original, simulated)
+        model.set_submodule(name, simulated)
     return model.requires_grad_(False)
 
 
@@ -49,6 +51,17 @@ class SimulatedLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self.dtype = dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """Nothing but a type and a device, which models ask of a layer's weight."""
+        return next(self.layer.parameters()).new_empty(0, dtype=self.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Likewise, where the layer has one."""
+        first = self.layer[0] if isinstance(self.layer, nn.Sequential) else self.layer
+        return None if getattr(first, "bias", None) is None else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         with out_of_sight():

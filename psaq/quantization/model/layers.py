@@ -86,10 +86,12 @@ class QuantLayer(Quantized):
         if not _are_uniform(input, quantizer):
             x = input(x)  # before the weight: calibration takes the points in the order in which they are passed
             weight = self.weight if isinstance(quantizer, Point) else self.from_rows(quantizer(self.rows(self.weight)))
-            return self.output(product(x, weight, bias))
-        sums = product(input.steps(x), self.from_rows(quantizer.steps(self.rows(self.weight))), None)
+            y = product(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+            return self.output(y.to(self.weight.dtype))
+        weight = self.from_rows(quantizer.steps(self.rows(self.weight)))
+        sums = product(input.steps(x).to(weight.dtype), weight, None)
         y = sums * self._by_channel(input.scale * quantizer.scale)
-        return self.output((y if bias is None else y + self._by_channel(bias)).to(x.dtype))
+        return self.output((y if bias is None else y + self._by_channel(bias)).to(self.weight.dtype))
 
     def _by_channel(self, numbers: Float[Tensor, " out"]) -> Tensor:
         spatial = self.weight.ndim - 2

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from psaq import Recipe, deploy, quantize
 from psaq.density.maps import similarity_maps
 from psaq.errors import PsaqError
+from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
 
 
@@ -42,6 +44,17 @@ def test_swin_map_is_blank_beyond_the_window(swin, image):
 def test_the_picked_patch_is_like_itself(name, image, request):
     for layer in similarity_maps(request.getfixturevalue(name), image, at=(0.6, 0.4)):
         assert float(layer.over_image[layer.patch]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_quantised_model_has_maps_of_the_same_places(name, image, request):
+    model = request.getfixturevalue(name)
+    qmodel = quantize(model, image[None], Recipe.paper(8, 8))
+    for quantised, original in zip(similarity_maps(qmodel, image), similarity_maps(model, image), strict=True):
+        torch.testing.assert_close(quantised.over_image.isnan(), original.over_image.isnan())
+        assert logit_sqnr(quantised.over_image.nan_to_num(), original.over_image.nan_to_num()) > 20
+    with pytest.raises(PsaqError, match="give the quantised model"):
+        similarity_maps(deploy(qmodel), image)
 
 
 @pytest.mark.parametrize("at", [(1.0, 0.5), (-0.1, 0.5), (0.5, 2.0)])

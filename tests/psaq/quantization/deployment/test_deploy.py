@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
+from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save, simulate
 from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
 from psaq.quantization.deployment.deploy import _summarised
@@ -203,7 +203,7 @@ class AsksItsLayers(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = self.embed.kernel_size
-        assert images.shape[2] % rows == images.shape[3] % columns == 0 and self.embed.stride == (8, 8)
+        assert images.shape[2] % rows == images.shape[3] % columns == 0
         x = self.embed(images.to(self.embed.weight.dtype)).flatten(2).mT
         q, k, v = self.qkv(x).unflatten(-1, (3, self.qkv.in_features)).unbind(-2)
         return self.head(self.proj(nn.functional.scaled_dot_product_attention(q, k, v)).mean(1))
@@ -216,3 +216,5 @@ def test_what_a_model_asks_of_its_layers_is_still_there():
     qmodel = quantize(AsksItsLayers().eval(), images, Recipe.paper(8, 8))
     fast = deploy(qmodel, torch.float32)
     assert logit_sqnr(fast(images), qmodel(images)) > 90
+    assert simulate(qmodel, torch.bfloat16)(images).dtype == torch.bfloat16
+    assert fast.model.embed.stride == (8, 8)

@@ -1,6 +1,7 @@
 """Models of every make are quantised, all of their work; what they are and answer stays."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -9,17 +10,25 @@ import torch
 from makes import MAKES, images_for, made
 from torch import nn
 
+from psaq.density import patch_similarity_density
+from psaq.density.maps import similarity_maps
 from psaq.errors import PsaqError
 from psaq.evaluation import logit_sqnr
 from psaq.experiments.share import quantised_share
 from psaq.models.answers import Answering
 from psaq.models.calling import tensors_of
+from psaq.models.data import data_config
+from psaq.models.features import feature_sites
+from psaq.quantization.budget import fit_budget, parse_budget
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deployment.deploy import deploy
+from psaq.quantization.deployment.simulate import simulate
+from psaq.quantization.layer_errors import layer_sqnr
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import all_points, live_points, points_in_scope
 from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.sensitivity import sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
 
 
@@ -82,6 +91,37 @@ def test_the_accurate_recipe_goes_all_the_way(make, tmp_path):
     assert same(copy.deepcopy(qmodel)(images), qmodel(images))
     if is_picklable(model):
         assert same(pickle.loads(pickle.dumps(qmodel))(images), qmodel(images))
+
+
+@pytest.mark.parametrize("make", MAKES)
+@torch.no_grad()
+def test_half_precision_figures_and_measures_take_any_model(make):
+    model = made(make)
+    images = images_for(model, 2)
+    qmodel = quantize(model, images, Recipe.paper(8, 8, scope="matmul"))
+    fast, wanted = deploy(qmodel, torch.bfloat16), simulate(qmodel, torch.bfloat16)
+    # Half precision flips levels here and there, in each of the two on its own.
+    assert logit_sqnr(Answering(fast)(images), Answering(wanted)(images)) > 8
+    for each in (model, qmodel):
+        assert all(0 <= kept.patch[0] < len(kept.over_image) for kept in similarity_maps(each, images[0]))
+    if images.shape[2:] == data_config(model).image_size:
+        curves = patch_similarity_density(fast, images)
+        assert len(curves.layers) == len(feature_sites(model))
+    assert min(value for layer in layer_sqnr(qmodel, images).values() for value in layer.values()) > 5
+
+
+@pytest.mark.parametrize("make", ["timm: swin v2", "timm: xcit", "transformers: SegFormer", "own: encoder layer"])
+def test_bits_are_shared_out_in_any_model(make, tmp_path):
+    model = made(make)
+    images = images_for(model, 2)
+    measured = sensitivity(model, images, Recipe.paper(4, 8, scope="matmul"))
+    assert not any(math.isnan(layer.logit_sqnr) for layer in measured.layers)
+    save(quantize(model, images, Recipe.paper(8, 8, scope="linear")), tmp_path / "widest.safetensors")
+    size = 0.9 * (tmp_path / "widest.safetensors").stat().st_size
+    recipe = fit_budget(model, images, Recipe.paper(8, 8, scope="linear"), parse_budget(f"{size / 1e6}MB"))
+    assert recipe.overrides
+    save(quantize(model, images, recipe), tmp_path / "fitted.safetensors")
+    assert (tmp_path / "fitted.safetensors").stat().st_size <= size
 
 
 @pytest.mark.parametrize("make", ["timm: beit", "timm: swin v2", "transformers: ViT", "own: module", "own: products"])

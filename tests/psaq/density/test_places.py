@@ -10,8 +10,8 @@ from makes import MAKES, images_for, made
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
+from psaq.density.places import patch_places, tiling
 from psaq.errors import PsaqError
-from psaq.models.places import patch_places, tiling
 
 SIDE = 4
 """Pixels of a patch."""

@@ -28,6 +28,8 @@ from psaq.models.operations import (
     product_operands,
     tensors_in,
 )
+from psaq.models.subclassed import without
+from psaq.quantization.model.points import Quantized
 
 Axes = tuple[Float[Tensor, "..."], Float[Tensor, "..."]]
 """Row and column of what a tensor holds, of the tensor's own shape, in pixels counted from 1; 0 is nowhere."""
@@ -57,8 +59,8 @@ def patch_places(
     Raises:
         PsaqError: the model has no self-attention.
     """
-    follower = _Follower(image[None])
-    with record_patch_features(model, "separate", images=image[None], seen=follower.places_of) as recorder, follower:
+    own, follower = without(model, Quantized), _Follower(image[None])
+    with record_patch_features(own, "separate", images=image[None], seen=follower.places_of) as recorder, follower:
         run(recorder.model, follower.images)
     return [
         rearrange(
