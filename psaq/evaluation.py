@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
+from psaq.images.batches import batches_for
+from psaq.images.synthetic import SyntheticImages
 from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 
@@ -58,7 +60,7 @@ class Report:
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset[tuple[Tensor, int]] | Float[Tensor, "images channels height width"],
+    dataset: Dataset[tuple[Tensor, int]] | Float[Tensor, "images channels height width"] | SyntheticImages,
     reference: nn.Module | Logits | None = None,
     *,
     batch_size: int = 32,
@@ -76,8 +78,9 @@ def evaluate(
         PsaqError: an empty dataset, an unreadable image, a label that is no class of the model, logits with NaN.
     """
     labelled: Any = dataset
-    if isinstance(dataset, Tensor):
-        labelled = TensorDataset(dataset, torch.zeros(len(dataset), dtype=torch.long))
+    if isinstance(dataset, Tensor | SyntheticImages):
+        images = torch.cat(list(batches_for(model, dataset, batch_size)))
+        labelled = TensorDataset(images, torch.zeros(len(images), dtype=torch.long))
     answers = Answering(model)
     logits, labels = collect_logits(answers, labelled, batch_size=batch_size, workers=workers, progress=progress)
     if isinstance(reference, nn.Module):

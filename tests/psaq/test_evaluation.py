@@ -140,5 +140,5 @@ def test_images_alone_are_compared_without_labels(vit):
     assert (alone.n, alone.agreement, alone.logit_sqnr) == (6, 100.0, math.inf)
     assert math.isnan(alone.top1)
     assert str(alone) == "agreement 100.0 %, SQNR inf dB (6 images)"
-    with pytest.raises(PsaqError, match="empty"):
+    with pytest.raises(PsaqError, match="at least one"):
         evaluate(vit, images[:0])
