@@ -190,8 +190,14 @@ def _read_batches(
 def _check_options(dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> None:
     if batch_size < 1 or workers < 0:
         raise PsaqError(f"batch_size {batch_size}, workers {workers}: need at least 1 image a batch and 0 workers")
-    if len(dataset) == 0:  # type: ignore[arg-type]
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise PsaqError(
+            f"dataset {type(dataset).__name__}: must be a map-style Dataset of (image, class index), or images alone"
+        )
+    if len(dataset) == 0:
         raise PsaqError("the dataset is empty: evaluation needs at least one image")
+    if not isinstance(dataset[0], tuple | list) or len(dataset[0]) != 2:
+        raise PsaqError("dataset: its items must be (image, class index); give images alone as one tensor")
 
 
 def _checked(logits: Logits) -> Logits:

@@ -63,9 +63,15 @@ def _sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bhkd->bhqd", (torch.einsum("bhqd,bhkd->bhqk", q, k) / 4).softmax(-1), v)
 
 
+def _windows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rows of patches as windows, on an axis of their own beside that of the heads."""
+    return F.scaled_dot_product_attention(*(x.unflatten(2, (4, 4)) for x in (q, k, v))).flatten(2, 3)
+
+
 _ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "fused": F.scaled_dot_product_attention,
     "bare weight": F.scaled_dot_product_attention,
+    "windows": _windows,
     "products": _products,
     "einsum": _sums,
     "linear": lambda q, k, v: q.relu() @ (k.relu().transpose(-1, -2) @ v),

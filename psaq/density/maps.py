@@ -12,6 +12,7 @@ from psaq.density.places import patch_places, tiling
 from psaq.errors import PsaqError
 from psaq.models.calling import run
 from psaq.models.features import record_patch_features
+from psaq.models.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def similarity_maps(
         PsaqError: a deployed model, a point beyond the image, a layer out of range, or one whose patches do not lie in
             a grid over it.
     """
+    model = unwrapped(model)
     if hasattr(model, "psaq_body"):
         raise PsaqError(f"{type(model).__name__}: does not say where its patches lie; give the quantised model")
     if not all(0 <= share < 1 for share in at):

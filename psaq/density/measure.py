@@ -14,6 +14,7 @@ from psaq.images.batches import CalibrationImages, batches_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.calling import run
 from psaq.models.features import Heads, record_patch_features
+from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import data_config
 from psaq.progress import progress_bar
 from psaq_kernels import density_entropy, similarity_density
@@ -51,6 +52,7 @@ def patch_similarity_density(
         PsaqError: no image or one that does not fit the model, a layer out of range, a grid too coarse for the
             bandwidth, or a model without self-attention.
     """
+    model = unwrapped(model)
     sources = images if isinstance(images, Mapping) else {_default_name(images): images}
     if not sources:
         raise PsaqError("images: there is no set of images; give at least one")

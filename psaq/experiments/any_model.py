@@ -1,13 +1,13 @@
 """What psaq makes of vision transformers of every make: one row each, with random weights.
 
-python -m psaq.experiments.any_model --out any_model.csv
+python -m psaq.experiments.any_model --out any_model.csv --page models.md
 """
 
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from psaq.evaluation import logit_sqnr
 from psaq.experiments.architectures import Build, architectures
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.experiments.share import quantised_share
+from psaq.files import write_text
 from psaq.models.answers import Answering
 from psaq.models.calling import tensors_of
 from psaq.models.data import data_config
@@ -74,6 +75,8 @@ class AnyModel:
     """Models whose name has this part."""
     again: bool = False
     """Measure also what the table has already."""
+    page: Path | None = None
+    """Write the table for readers, too, in Markdown."""
 
     def run(self) -> None:
         chosen = {name: build for name, build in architectures().items() if self.only in name}
@@ -90,6 +93,35 @@ class AnyModel:
                 continue
             write_rows(self.out, [rows[known] for known in architectures() if known in rows])
             print(rows[name], flush=True)
+        if self.page is not None:
+            write_text(self.page, page(list(rows.values())))
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The table for readers, in Markdown."""
+    lines = [
+        f"| {row.model} | {row.share:.0f} % | {row.w8a8:.1f} | {row.w4a8:.1f} | {row.left_out or '–'} | {_ways(row)} |"
+        for row in rows
+    ]
+    return "\n".join([_PAGE, *lines, ""])
+
+
+_PAGE = """# Models that were tried
+
+What psaq makes of vision transformers of every make, with random weights and noise as images: measured by
+`python -m psaq.experiments.any_model`, kept in `psaq/experiments/results/any_model.csv`. *Quantised* is the share of
+multiplications with both factors quantised (W4A8, the paper's recipe, scope matmul). *dB* is the SQNR of the answers,
+accurate recipe. *Left out* are parts of that recipe for which the model's structure, or such images, have no place.
+*Otherwise* says where the model loaded from its file, deployed in integers, compiled whole or exported does not answer
+with the same bits.
+
+| model | quantised | W8A8, dB | W4A8, dB | left out | otherwise |
+|---|---|---|---|---|---|"""
+
+
+def _ways(row: Row) -> str:
+    ways = {"file": row.file, "integers": row.deployed, "compiled": row.compiled, "exported": row.exported}
+    return ", ".join(f"{way}: {outcome}" for way, outcome in ways.items() if outcome != "same") or "–"
 
 
 def measured(name: str, build: Build) -> Row:

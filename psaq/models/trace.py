@@ -36,18 +36,6 @@ IMAGE = -1
 Source = int | str | None
 """What a tensor came from: a call's index, `IMAGE`, a parameter's or buffer's name, or nothing that was seen."""
 
-_REFUSALS = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a model raises where it does not take what it is given."""
-
 _CALL = nn.Module._call_impl.__code__
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
@@ -174,7 +162,7 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
         model.eval()
         with recorder.watching(model), recorder:
             output = run(model, images)
-    except _REFUSALS as error:
+    except Exception as error:  # whatever a model raises where it does not take what it is given
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise PsaqError(
             f"{type(model).__name__}: does not take images of shape {tuple(images.shape)}, normalised and as a "

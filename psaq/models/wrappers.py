@@ -4,17 +4,29 @@ import sys
 
 from torch import nn
 
+from psaq.errors import PsaqError
 from psaq.progress import note
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside any number of wrappers, which is said in a line; without one the model itself."""
+    """The model inside any number of wrappers, which is said in a line; without one the model itself.
+
+    Raises:
+        PsaqError: no module, or one without parameters or without their values.
+    """
+    if not isinstance(model, nn.Module):
+        raise PsaqError(f"model {model!r}: must be a torch.nn.Module, such as psaq.load_model(NAME) returns")
     opened = []
     while (inner := _inside(model)) is not None:
         opened.append(type(model).__name__)
         model = inner
     if opened:
         note(f"took the {type(model).__name__} out of {', '.join(opened)}")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise PsaqError(f"{type(model).__name__}: has no parameters; give a model with its weights")
+    if first.is_meta:
+        raise PsaqError(f"{type(model).__name__}: is on the device meta, where weights have no values; load them first")
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for, gaussian_images
+from psaq.models.wrappers import unwrapped
 from psaq.quantization.checkpoint import save
 from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import WEIGHT, layer_of, weight_points
@@ -78,6 +79,7 @@ def fit_budget(
     Raises:
         PsaqError: no choice of bits is small enough; the message says how small the file can be.
     """
+    model = unwrapped(model)
     batches = list(batches_for(model, images, batch_size))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     sizes, room = _sizes_and_room(qmodel, calibrated_on, recipe, budget)

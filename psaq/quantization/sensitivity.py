@@ -16,6 +16,7 @@ from psaq.evaluation import Logits, logit_sqnr, most_likely
 from psaq.files import write_text, write_whole
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.models.answers import Answering
+from psaq.models.wrappers import unwrapped
 from psaq.progress import progress_bar
 from psaq.quantization.model.points import WEIGHT, Point, layer_of, live_points, role
 from psaq.quantization.pipeline import calibrate_at_once, prepared
@@ -109,7 +110,7 @@ def sensitivity(
     Raises:
         PsaqError: as `psaq.quantize`.
     """
-    recipe = recipe or Recipe.accurate(4, 8)
+    model, recipe = unwrapped(model), recipe or Recipe.accurate(4, 8)
     batches = list(batches_for(model, images, batch_size))
     qmodel, calibrated_on = prepared(model, batches, recipe, batch_size)
     calibrate_at_once(qmodel, calibrated_on, recipe, progress)

@@ -142,3 +142,9 @@ def test_images_alone_are_compared_without_labels(vit):
     assert str(alone) == "agreement 100.0 %, SQNR inf dB (6 images)"
     with pytest.raises(PsaqError, match="at least one"):
         evaluate(vit, images[:0])
+
+
+@pytest.mark.parametrize("dataset", [None, iter(()), [torch.zeros(1, 3, 32, 32)], [(torch.zeros(3, 32, 32), 0, 0)]])
+def test_what_is_no_dataset_is_refused(vit, dataset):
+    with pytest.raises(PsaqError, match="dataset"):
+        evaluate(vit, dataset)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from psaq.models.calling import run
@@ -143,7 +143,9 @@ class _MarkedRun:
         arrived = marks.get(point)
         if arrived is None or arrived.ndim < 3:
             return None
-        heads = arrived[0] if arrived.ndim == 4 else arrived[:1]
+        heads = _one_window(arrived[0]) if arrived.ndim > 3 else arrived[:1]
+        if heads is None:
+            return None
         by_token = heads if _is_constant(heads, -2) else heads.mT
         channels = self._whole_numbers(by_token[..., 0, :] / factor_before(self.model, self.trace, point))
         if channels is None or not _is_constant(by_token, -2) or not bool((arrived == arrived[:1]).all()):
@@ -196,6 +198,16 @@ class _Catch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.setdefault(self.name, x)
         return x
+
+
+def _one_window(values: Float[Tensor, "*windows tokens channels"]) -> Float[Tensor, "heads tokens channels"] | None:
+    """Of attention that has an axis for windows beside that for heads: what every window holds alike."""
+    while values.ndim > 3:
+        axis = next((axis for axis in range(values.ndim - 2) if _is_constant(values, axis)), None)
+        if axis is None:
+            return None
+        values = values.select(axis, 0)
+    return values
 
 
 def _is_constant(values: Tensor, axis: int) -> bool:

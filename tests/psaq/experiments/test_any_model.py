@@ -1,14 +1,18 @@
 """The table of many makes: a row says what came out, and a table that is begun goes on."""
 
 import csv
+from pathlib import Path
 
 import pytest
 from makes import made
 
 from psaq.errors import PsaqError
 from psaq.experiments import any_model
-from psaq.experiments.any_model import AnyModel, Row, measured
+from psaq.experiments.any_model import RESULTS, AnyModel, Row, measured, page
 from psaq.experiments.architectures import TIMM, TRANSFORMERS, architectures
+from psaq.experiments.rows import read_rows
+
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
@@ -18,6 +22,25 @@ def test_a_row_says_what_came_out():
     assert row.w8a8 > row.w4a8 > 5
     assert (row.file, row.compiled, row.exported) == ("same", "same", "same")
     assert "pixel grid" in row.left_out
+
+
+def test_the_page_is_the_table(tmp_path):
+    AnyModel(out=RESULTS, only=read_rows(RESULTS, Row)[0].model, page=tmp_path / "models.md").run()
+    found = (tmp_path / "models.md").read_text(encoding="utf-8")
+    assert found == PAGE.read_text(encoding="utf-8")
+    assert found.count("\n| timm: ") + found.count("\n| transformers: ") + found.count("\n| torchvision: ") == len(
+        read_rows(RESULTS, Row)
+    )
+
+
+def test_the_page_names_what_is_not_the_same():
+    rows = [
+        Row("a", 1, 1, 100.0, 40.0, 30.0, "folded norms", "same", "35 dB", "same", "RuntimeError", 1.0),
+        Row("b", 1, 1, 98.6, 40.0, 30.0, "", "same", "same", "same", "same", 1.0),
+    ]
+    *_, first, second, _ = page(rows).split("\n")
+    assert first == "| a | 100 % | 40.0 | 30.0 | folded norms | integers: 35 dB, exported: RuntimeError |"
+    assert second == "| b | 99 % | 40.0 | 30.0 | – | – |"
 
 
 def test_every_family_named_is_there():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from psaq.errors import PsaqError
 from psaq.models.wrappers import unwrapped
 
 
@@ -26,6 +27,20 @@ def test_a_distributed_model_is_opened(vit, tmp_path):
         assert unwrapped(nn.parallel.DistributedDataParallel(vit)) is vit
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("vit", "model 'vit': must be a torch.nn.Module"),
+        (None, "model None: must be a torch.nn.Module"),
+        (nn.Identity(), "Identity: has no parameters"),
+        (nn.Linear(2, 2, device="meta"), "Linear: is on the device meta"),
+    ],
+)
+def test_what_is_no_model_is_refused(model, complaint):
+    with pytest.raises(PsaqError, match=complaint):
+        unwrapped(model)
 
 
 def test_a_bare_model_comes_back_without_a_word(vit, capsys):

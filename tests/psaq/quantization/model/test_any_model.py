@@ -197,6 +197,13 @@ def test_what_has_no_place_is_said():
         left_out(model)
 
 
+@pytest.mark.parametrize("attention", ["fused", "windows", "products"])
+def test_plain_attention_is_found_in_its_windows(attention):
+    model = made(f"own: {attention}")
+    missing = left_out(quantize(model, images_for(model), Recipe.accurate(8, 8, flat_copies=0)))
+    assert not {"rotated heads", "equalised attention"} & missing.keys()
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_what_it_is(kind, tmp_path):
     model = made("own: fused").to(kind)
