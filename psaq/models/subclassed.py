@@ -17,6 +17,11 @@ def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     module.__class__ = _combined(*parts)
 
 
+def own_class_again(module: nn.Module) -> None:
+    """Undo `subclassed`; what the mixins keep in the module stays there."""
+    module.__class__ = getattr(type(module), "_parts", (type(module),))[-1]
+
+
 @functools.cache
 def _combined(*parts: Any) -> Any:
     """The subclass of mixins and, last, the class that they are mixed into."""
