@@ -11,9 +11,5 @@ interpreted = pytest.mark.skipif(
     reason="Triton's interpreter, which runs kernels on CPU tensors, is off where there is a GPU: tests/gpu runs them",
 )
 BACKENDS = ["torch", pytest.param("triton", marks=interpreted)]
-
-ONEDNN = pytest.param(
-    "onednn", marks=pytest.mark.skipif(largest_exact_weight() == 0, reason="oneDNN has no product of bytes here")
-)
 EXACT_BITS = 8 if largest_exact_weight() == BYTE else 7
 """Of weights whose products with bytes oneDNN sums rightly on this processor."""

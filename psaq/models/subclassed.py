@@ -17,9 +17,11 @@ def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     module.__class__ = _combined(*parts)
 
 
-def own_class_again(module: nn.Module) -> None:
-    """Undo `subclassed`; what the mixins keep in the module stays there."""
-    module.__class__ = getattr(type(module), "_parts", (type(module),))[-1]
+def without(module: nn.Module, mixin: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+    """Undo `subclassed` for such mixins; what they keep in the module stays there."""
+    parts: tuple[Any, ...] = getattr(type(module), "_parts", (type(module),))
+    left = (*(part for part in parts[:-1] if not issubclass(part, mixin)), parts[-1])
+    module.__class__ = _combined(*left) if len(left) > 1 else left[0]
 
 
 @functools.cache

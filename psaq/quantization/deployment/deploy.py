@@ -12,7 +12,6 @@ from torch import nn
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
 from psaq.models.heads import classes_or_none
-from psaq.models.subclassed import own_class_again
 from psaq.quantization.deployment.integer import (
     FLOATS,
     ONEDNN,
@@ -20,10 +19,10 @@ from psaq.quantization.deployment.integer import (
     IntegerLinear,
     IntegerPatchEmbedding,
 )
+from psaq.quantization.deployment.unwatched import stop_watching
 from psaq.quantization.model.conversion import lent_layers, structure
 from psaq.quantization.model.layers import PIXELS, QuantConv, QuantLayer, QuantLinear, is_patchwise
 from psaq.quantization.model.points import WEIGHT, Point, live_points
-from psaq.quantization.model.watching import Watched, WatchedOutput
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq_kernels import PerTensor, QuantizedWeight
 from psaq_kernels.linear_onednn import runs_in_integers
@@ -69,7 +68,7 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
     if not converted:
         raise PsaqError(f"{qmodel.psaq_recipe}: leaves no linear layer that integers can compute")
     _join_neighbours(model)
-    _stop_watching(model)
+    stop_watching(model)
     covered = {f"{name}.{point}" for name in converted for point in ("input", WEIGHT)}
     return IntegerModel(model.to(dtype), dtype, [name for name in simulated if name not in covered])
 
@@ -182,16 +181,6 @@ def _per_tensor(point: nn.Module) -> PerTensor | None:
     if not isinstance(point, AffineQuantizer) or point.per_channel:
         return None
     return PerTensor(point.scale.item(), int(point.zero_point.item()) - point.lowest, point.bits)
-
-
-def _stop_watching(model: nn.Module) -> None:
-    """Where no point is live and no layer is lent, nobody need look at the calls of the framework: that takes time."""
-    watched = [module for module in model.modules() if isinstance(module, Watched | WatchedOutput)]
-    needed = any(isinstance(module, QuantLayer) or module.is_live(*module.point_names()) for module in watched)
-    if needed or lent_layers(model):
-        return
-    for module in watched:
-        own_class_again(module)
 
 
 # Neighbour to neighbour -------------------------------------------------------------------------------------

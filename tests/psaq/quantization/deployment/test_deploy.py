@@ -231,7 +231,7 @@ def test_casting_leaves_the_numbers_that_integers_are_made_of(vit: nn.Module) ->
 
 @pytest.fixture(params=["products", "floats"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of the default, whatever this processor would take: up to 7 bits, products are right nearly anywhere."""
+    """Both ways of the default, whatever this processor takes: products of up to 7 bits are right nearly anywhere."""
     if request.param == "floats":
         monkeypatch.setattr(deploy_module, "runs_in_integers", lambda _: False)
     elif largest_exact_weight() == 0:
