@@ -242,7 +242,7 @@ class _OnnxLinear(nn.Module):
         target: _Target,
     ):
         super().__init__()
-        self.input, self.output = layer.input, layer.output
+        self.input, self.output, self.is_for_int8 = layer.input, layer.output, target.int8_activations
         stored = integers.t().contiguous()
         stored = stored if isinstance(layer.input, _OnnxPoint) else stored[None]
         self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1, target=target)
@@ -250,8 +250,12 @@ class _OnnxLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         with out_of_sight():
-            y = _levels(self.input, x) @ self.weight()
-            return self.output(y if self.bias is None else y + self.bias)
+            levels = _levels(self.input, x)
+            # Of two matrices and a sum onnxruntime makes one operator before it looks for integers, and finds none.
+            grows = levels.ndim == 2 and not self.is_for_int8
+            y = (levels.unsqueeze(1) if grows else levels) @ self.weight()
+            y = y if self.bias is None else y + self.bias
+            return self.output(y.squeeze(1) if grows else y)
 
 
 def _levels(input: nn.Module, x: Tensor) -> Tensor:
