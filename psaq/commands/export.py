@@ -104,7 +104,7 @@ def check_onnx(
     batch_size: int,
     repeats: int,
     part: str | None = None,
-    runtime: str = ONNXRUNTIME,
+    runtime: Runtime = ONNXRUNTIME,
 ) -> Verdict:
     """Run an exported model in a runtime on the CPU.
 

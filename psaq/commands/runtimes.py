@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psaq.errors import PsaqError
+from psaq.quantization.deployment.onnx_graph import Runtime
 
 Images = Float[Tensor, "images channels height width"]
 Session = Callable[[Images], Tensor]
 
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
-_NAMES = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}
+ONNXRUNTIME: Runtime = "onnxruntime"
+OPENVINO: Runtime = "openvino"
+_NAMES: dict[Runtime, str] = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}
 """Runtime → the extra that installs it."""
 
 _INTEGER_OPERATORS = frozenset(
@@ -38,18 +40,20 @@ class Products:
     total: int
 
 
-def installed() -> list[str]:
-    """The runtimes that are at hand."""
+def installed() -> list[Runtime]:
+    """The runtimes that are at hand, and a way to write their files."""
+    if importlib.util.find_spec("onnx") is None:
+        return []
     return [name for name in _NAMES if importlib.util.find_spec(name) is not None]
 
 
-def session(path: Path, runtime: str = ONNXRUNTIME) -> Session:
+def session(path: Path, runtime: Runtime = ONNXRUNTIME) -> Session:
     """Images to logits, or to all numbers of an output that has none, by an exported model, on the CPU with torch's
     number of threads and in float32 where not in integers. Raises PsaqError where the runtime is missing."""
     return (_onnxruntime_session if runtime == ONNXRUNTIME else _openvino_session)(path)
 
 
-def products(path: Path, runtime: str, images: Images) -> Products:
+def products(path: Path, runtime: Runtime, images: Images) -> Products:
     """What of an exported model its runtime multiplies in integers. Raises PsaqError where the runtime is missing."""
     kinds = _onnxruntime_products(path) if runtime == ONNXRUNTIME else _openvino_products(path, images)
     counts = Counter(kinds)
@@ -115,7 +119,7 @@ def _openvino_products(path: Path, images: Images) -> list[bool]:
     return [info.exec_type.upper().endswith(("I8", "U8")) for info in ran]
 
 
-def _imported(runtime: str) -> Any:
+def _imported(runtime: Runtime) -> Any:
     try:
         return importlib.import_module(runtime)
     except ImportError as error:

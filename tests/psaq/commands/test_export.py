@@ -69,7 +69,7 @@ def test_what_runs_in_integers_is_counted(tmp_path: Path) -> None:
     layers = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
     images = gaussian_images(qmodel, 2)
     for runtime in installed():
-        export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)  # type: ignore[arg-type]
+        export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
         export_float_onnx(qmodel, tmp_path / "float.onnx")
         found = products(tmp_path / "q.onnx", runtime, images)
         assert found.integer == layers
