@@ -4,11 +4,12 @@ import importlib
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from psaq_kernels.backends import choose_backend
-from psaq_kernels.levels import FLOAT_TYPES, PerTensor
+from psaq_kernels.levels import FLOAT_TYPES, PerTensor, as_bytes
+from psaq_kernels.linear_onednn import layer_norm_bytes
 from psaq_kernels.linear_torch import to_levels
 
 
@@ -19,7 +20,9 @@ def layer_norm_quantize(
     output: PerTensor,
     eps: float = 1e-6,
     backend: str | None = None,
-) -> Int8[Tensor, "*rows channels"]:
+    *,
+    dtype: torch.dtype = torch.int8,
+) -> Int8[Tensor, "*rows channels"] | UInt8[Tensor, "*rows channels"]:
     """The stored levels of LayerNorm(x) = (x − mean)/√(variance + eps) · weight + bias.
 
     Mean, variance and the result are float32. The backends add up a row in different orders, so a value that falls
@@ -31,6 +34,8 @@ def layer_norm_quantize(
         output: how the result is quantised.
         eps: added to the variance, positive.
         backend: "triton", "torch", or None for the best that can run.
+        dtype: of the levels: int8, or uint8 for those from 0 to 2^bits − 1 that oneDNN reads. In torch the scale is
+            then part of weight and bias, which rounds in another place, and a NaN becomes the level of zero.
 
     Raises:
         TypeError: an argument, which the message names, has an unsupported type or dtype.
@@ -38,15 +43,21 @@ def layer_norm_quantize(
         BackendError: the backend asked for cannot run on x's device.
     """
     _check(x, weight, bias, output, eps)
+    if dtype not in (torch.int8, torch.uint8):
+        raise TypeError(f"dtype must be int8 or uint8, got {dtype}")
+    chosen = choose_backend(backend, x.device)
+    if dtype == torch.uint8 and chosen == "torch":
+        inverse = output.inverse_scale
+        return layer_norm_bytes(x, weight.float() * inverse, bias.float() * inverse, eps, output)
     levels = _layer_norm_quantize(
         x.reshape(-1, x.shape[-1]),
         weight.float(),
         bias.float(),
         float(eps),
         [output.bits, output.zero_point, output.scale],
-        choose_backend(backend, x.device),
-    )
-    return levels.reshape(x.shape)
+        chosen,
+    ).reshape(x.shape)
+    return levels if dtype == torch.int8 else as_bytes(levels, output)
 
 
 @torch.library.custom_op("psaq_kernels::layer_norm_quantize", mutates_args=())

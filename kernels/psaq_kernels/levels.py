@@ -2,9 +2,11 @@
 
 import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int8, UInt8
+from torch import Tensor
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 MIN_BITS, MAX_BITS = 2, 8
@@ -33,6 +35,8 @@ class PerTensor:
     scale: float
     zero_point: int = 0
     bits: int = 8
+    inverse_scale: float = field(init=False, repr=False, compare=False)
+    """1/scale in float32."""
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -47,11 +51,7 @@ class PerTensor:
                 f"zero_point must be an integer from 0 to {2**self.bits - 1} at {self.bits} bits, got {self.zero_point}"
             )
         object.__setattr__(self, "scale", scale)
-
-    @property
-    def inverse_scale(self) -> float:
-        """1/scale in float32."""
-        return _float32(1 / self.scale)
+        object.__setattr__(self, "inverse_scale", _float32(1 / scale))
 
     @property
     def stored_zero(self) -> int:
@@ -85,6 +85,16 @@ class PerToken:
     def highest(self) -> int:
         """The level of the row's largest magnitude."""
         return 2 ** (self.bits - 1) - 1
+
+
+def as_stored(levels: UInt8[Tensor, "*shape"], grid: PerTensor) -> Int8[Tensor, "*shape"]:
+    """Levels from 0 to 2^bits − 1 as they are in memory."""
+    return (levels - 2 ** (grid.bits - 1)).view(torch.int8)
+
+
+def as_bytes(stored: Int8[Tensor, "*shape"], grid: PerTensor) -> UInt8[Tensor, "*shape"]:
+    """The inverse of `as_stored`."""
+    return stored.view(torch.uint8) + 2 ** (grid.bits - 1)
 
 
 def check_bits(bits: int) -> None:

@@ -1,4 +1,4 @@
-"""``psaq benchmark inference``: the integer model beside float32, bfloat16 and compiled ones, whole and by layer."""
+"""``psaq benchmark inference``: the integer model beside float32, bfloat16, compiled ones and other runtimes."""
 
 import copy
 import re
@@ -6,21 +6,26 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from psaq.commands.options import ModelOptions
+from psaq.commands.runtimes import Session, installed, products, session
 from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.integer import IntegerLinear
+from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder, device_name, versions
+from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
 
 CALIBRATION_IMAGES = 8
 """Of noise: ranges do not change how long a layer takes."""
@@ -59,8 +64,9 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class BenchmarkInference:
-    """Latency and throughput of the model in integers beside float32, bfloat16 and compiled ones, the whole model and
-    layer by layer. Quantised in scope "linear", so that attention runs fused."""
+    """Latency and throughput of the model in integers beside float32, bfloat16 and compiled ones, on a CPU also in
+    onnxruntime and OpenVINO; the whole model and layer by layer. Quantised in scope "linear", so that attention runs
+    fused."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     precision: str = "W8A8"
@@ -69,6 +75,8 @@ class BenchmarkInference:
     """Batch sizes."""
     compiled: bool | None = None
     """Time torch.compile's versions, too; by default on a GPU only."""
+    runtimes: bool | None = None
+    """Time the runtimes that are installed, too; by default on a CPU."""
     repeats: int = 10
     """Timed rounds; every round times each variant once, and medians are reported."""
     random_weights: bool = False
@@ -85,10 +93,16 @@ class BenchmarkInference:
         model = self.model.build() if self.random_weights else self.model.load()
         device = next(model.parameters()).device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        variants = self._variants(model, dtype)
+        recipe = Recipe.paper(*parse_precision(self.precision), scope="linear")
+        qmodel = quantize(model, gaussian_images(model, CALIBRATION_IMAGES), recipe)
+        variants = self._variants(model, qmodel, dtype)
         print(f"{self.model.model} on {device_name(device)}, torch {versions()['torch']}, {self.precision} (linear)")
+        sessions: dict[str, Session] = {}
+        if self.runtimes or (self.runtimes is None and device.type == "cpu"):
+            print(f"8-bit dot products: {', '.join(dot_products()) or 'none'}")
+            sessions = _sessions(qmodel)
         run = None if self.out is None else RunFolder(self.out, "benchmark inference", {**asdict(self), "out": None})
-        whole = [row for count in self.images for row in self._whole(variants, model, count)]
+        whole = [row for count in self.images for row in self._whole(variants, sessions, model, count)]
         print(_model_table(whole))
         layers = {count: self._layers(variants, model, dtype, count) for count in self.images}
         for count, rows in layers.items():
@@ -96,9 +110,7 @@ class BenchmarkInference:
         if run is not None:
             run.finish({"whole": whole, "layers": layers})
 
-    def _variants(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
-        recipe = Recipe.paper(*parse_precision(self.precision), scope="linear")
-        qmodel = quantize(model, gaussian_images(model, CALIBRATION_IMAGES), recipe)
+    def _variants(self, model: nn.Module, qmodel: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
         variants = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16()}
         variants |= {_integers(kind): deploy(qmodel, kind) for kind in (torch.float32, torch.bfloat16)}
         if self.compiled or (self.compiled is None and dtype == torch.bfloat16):
@@ -106,9 +118,12 @@ class BenchmarkInference:
                 variants[f"{name}, compiled"] = torch.compile(variants[name])  # type: ignore[assignment]
         return variants
 
-    def _whole(self, variants: Mapping[str, nn.Module], model: nn.Module, count: int) -> list[ModelTime]:
+    def _whole(
+        self, variants: Mapping[str, nn.Module], sessions: Mapping[str, Session], model: nn.Module, count: int
+    ) -> list[ModelTime]:
         images = gaussian_images(model, count).to(next(model.parameters()).device)
-        runs = {name: _forward(variant, images) for name, variant in variants.items()}
+        runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
+        runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
         seconds = medians(runs, self.repeats, f"{count} images")
         return [
             ModelTime(count, name, 1e3 * taken, count / taken, seconds["float32"] / taken)
@@ -152,6 +167,22 @@ class BenchmarkInference:
             seconds["float"] / seconds["integer"],
             2e-12 * rows * inputs * outputs / seconds["integer"],
         )
+
+
+def _sessions(qmodel: nn.Module) -> dict[str, Session]:
+    """The model in the runtimes that are installed: in float32, and the file of integers that is right on this
+    processor; says what of that runs in integers."""
+    sessions = {}
+    with TemporaryDirectory() as folder:
+        full, quantised = Path(folder) / "float.onnx", Path(folder) / "integers.onnx"
+        for runtime in installed():
+            export_float_onnx(qmodel, full)
+            export_onnx(qmodel, quantised, runtime=runtime if largest_exact_weight() == BYTE else None)
+            sessions[f"{runtime}, float32"] = session(full, runtime)
+            sessions[f"{runtime}, integers"] = session(quantised, runtime)
+            found = products(quantised, runtime, gaussian_images(qmodel, 1).cpu())
+            print(f"{runtime}: {found.integer} of {found.total} products in integers")
+    return sessions
 
 
 def medians(runs: Mapping[str, Run], repeats: int, description: str) -> dict[str, float]:

@@ -10,6 +10,7 @@ from timm.models import get_pretrained_cfg
 
 from psaq.models.zoo import TABLE1_MODELS
 from psaq.runs import device_name, versions
+from psaq_kernels.processor import BYTE, SEVEN_BITS, dot_products, largest_exact_weight
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Doctor:
             "device": device_name(),
             "processors": f"{os.cpu_count()} ({torch.get_num_threads()} threads used)",
             "backend": _backend(),
+            "integers": _integers(),
             **{name: _weights(tag) for name, tag in TABLE1_MODELS.items()},
         }
 
@@ -36,6 +38,17 @@ def _backend() -> str:
     if importlib.util.find_spec("triton") is None:
         return "torch (Triton is not installed)"
     return "triton"
+
+
+def _integers() -> str:
+    """How a deployed model multiplies on the processor: what oneDNN's sums were when they were tried."""
+    found = ", ".join(dot_products()) or "no 8-bit dot products"
+    exact = largest_exact_weight()
+    if exact == BYTE:
+        return f"oneDNN ({found})"
+    if exact == SEVEN_BITS:
+        return f"oneDNN up to 7-bit weights; it would sum wider ones wrongly here, so these go in float32 ({found})"
+    return "float32 products of the integers (oneDNN has none of bytes that are right here)"
 
 
 def _weights(tag: str) -> str:

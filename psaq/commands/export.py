@@ -2,17 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.commands.quantize import MODEL_FILE
+from psaq.commands.runtimes import ONNXRUNTIME, Products, Session, installed, products, session
 from psaq.errors import PsaqError
 from psaq.evaluation import logit_sqnr
 from psaq.images.batches import gaussian_images
@@ -21,16 +21,20 @@ from psaq.models.answers import Answering
 from psaq.models.zoo import fresh_model
 from psaq.progress import progress_bar
 from psaq.quantization.checkpoint import load
-from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.onnx_graph import Runtime, export_float_onnx, export_onnx
+from psaq.quantization.model.points import layer_of, live_points
+from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.runs import device_name
+from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
 
 Images = Float[Tensor, "images channels height width"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How onnxruntime's model compares with the fake-quantised one, and with float32 in onnxruntime."""
+    """How a runtime's model compares with the fake-quantised one, and with float32 in that runtime."""
 
+    runtime: str
     images: int
     agreement: float
     """Images with the same most likely class, in percent."""
@@ -40,17 +44,21 @@ class Verdict:
     """For one batch."""
     float_milliseconds: float
     """For the same batch with every quantisation point off."""
+    products: Products
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a quantised model as ONNX with QuantizeLinear and DequantizeLinear (opset 21), and run it in onnxruntime
-    beside the fake-quantised model and beside float32."""
+    """Write a quantised model as ONNX with QuantizeLinear and DequantizeLinear (opset 21), and run it in the runtimes
+    that are installed, onnxruntime and OpenVINO, beside the fake-quantised model and beside float32."""
 
     quantized: Path
     """A run of ``psaq quantize``, or its file."""
     onnx: Path
     """The ONNX file to write."""
+    runtime: Runtime | None = None
+    """Whom the file is for. By default its sums are right on every processor and in every runtime; one for onnxruntime
+    or openvino is faster where the processor has VNNI, AMX or their like, and wrong where it has not."""
     images: Path | None = None
     """Pictures to check it on; by default noise."""
     num_images: int = 32
@@ -74,10 +82,14 @@ class Export:
         file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
         qmodel = load(file, None if self.model is None else fresh_model(self.model))
         images = self._pictures(qmodel)
-        export_onnx(qmodel, self.onnx, self.part)
+        export_onnx(qmodel, self.onnx, self.part, self.runtime)
         print(f"{self.onnx}: {self.onnx.stat().st_size / 1e6:.2f} MB")
-        verdict = check_onnx(self.onnx, qmodel, images, self.batch_size, self.repeats, self.part)
-        print(_in_words(verdict, min(self.batch_size, verdict.images)))
+        for remark in _remarks(qmodel, self.runtime):
+            print(remark)
+        for runtime in installed() or [ONNXRUNTIME]:
+            sizes = (self.batch_size, self.repeats)
+            verdict = check_onnx(self.onnx, qmodel, images, *sizes, self.part, runtime)
+            print(_in_words(verdict, min(self.batch_size, verdict.images)))
 
     def _pictures(self, qmodel: nn.Module) -> Images:
         if self.images is None:
@@ -86,23 +98,39 @@ class Export:
 
 
 def check_onnx(
-    path: Path, qmodel: nn.Module, images: Images, batch_size: int, repeats: int, part: str | None = None
+    path: Path,
+    qmodel: nn.Module,
+    images: Images,
+    batch_size: int,
+    repeats: int,
+    part: str | None = None,
+    runtime: Runtime = ONNXRUNTIME,
 ) -> Verdict:
-    """Run an exported model in onnxruntime on the CPU.
+    """Run an exported model in a runtime on the CPU.
 
     Raises:
-        PsaqError: onnxruntime is missing.
+        PsaqError: the runtime is missing.
     """
-    quantized = onnx_session(path)
+    quantized = session(path, runtime)
     with TemporaryDirectory() as folder:
         export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
-        full = onnx_session(Path(folder) / "float.onnx")
+        full = session(Path(folder) / "float.onnx", runtime)
     batches = images.split(batch_size)
-    found = torch.cat([quantized(batch) for batch in progress_bar(batches, description="onnxruntime", unit="batch")])
+    found = torch.cat([quantized(batch) for batch in progress_bar(batches, description=runtime, unit="batch")])
     expected = _fake_quantized(qmodel if part is None else qmodel.get_submodule(part), batches)
     agreement = 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item()
-    taken = [_milliseconds(run, batches[0], repeats) for run in (quantized, full)]
-    return Verdict(len(images), agreement, logit_sqnr(found, expected), *taken)
+    taken, float_taken = (_milliseconds(run, batches[0], repeats) for run in (quantized, full))
+    ran = products(path, runtime, batches[0])
+    return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
+
+
+def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
+    """What to know of a file before it is taken anywhere."""
+    if runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
+        yield (f"sums overflow in {runtime} here: the file is for processors with 8-bit dot products")
+    uneven = {layer_of(name) for name, point in live_points(qmodel).items() if not isinstance(point, AffineQuantizer)}
+    if uneven:
+        yield f"in float, for uneven steps of their levels: products of {len(uneven)} modules; none with --scope linear"
 
 
 @torch.no_grad()
@@ -112,22 +140,9 @@ def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
     return torch.cat([answers(batch) for batch in progress])
 
 
-def onnx_session(path: Path) -> Callable[[Images], Tensor]:
-    """Images to logits, or to all numbers of an output that has none, by an exported model in onnxruntime, on the CPU.
-    Raises PsaqError where that is missing."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise PsaqError('onnxruntime is not installed; run pip install "psaq[onnx]"') from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def run(images: Images) -> Tensor:
-        outputs = session.run(None, {"images": images.numpy()})
-        return torch.cat([torch.from_numpy(output).flatten(1) for output in outputs], 1)
-
-    return run
+def onnx_session(path: Path) -> Session:
+    """An exported model in onnxruntime, on the CPU. Raises PsaqError where that is missing."""
+    return session(path)
 
 
 def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:
@@ -142,9 +157,11 @@ def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) 
 
 def _in_words(verdict: Verdict, batch: int) -> str:
     speed = verdict.float_milliseconds / verdict.milliseconds
+    features = ", ".join(dot_products()) or "no 8-bit dot products"
     return (
-        f"onnxruntime beside the fake-quantised model: same top-1 on {verdict.agreement:.1f} % of {verdict.images} "
-        f"images, logit SQNR {verdict.logit_sqnr:.1f} dB\n"
-        f"{batch} images on {device_name('cpu')}: {verdict.milliseconds:.1f} ms, float32 "
-        f"{verdict.float_milliseconds:.1f} ms, so {speed:.2f} times as fast"
+        f"{verdict.runtime} beside the fake-quantised model: same top-1 on {verdict.agreement:.1f} % of "
+        f"{verdict.images} images, logit SQNR {verdict.logit_sqnr:.1f} dB\n"
+        f"{batch} images on {device_name('cpu')} ({features}): {verdict.milliseconds:.1f} ms, float32 "
+        f"{verdict.float_milliseconds:.1f} ms, so {speed:.2f} times as fast; {verdict.products.integer} of "
+        f"{verdict.products.total} products in integers"
     )

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from psaq.errors import PsaqError
 from psaq.models.calling import run
+from psaq.models.copying import copied
 from psaq.models.features import record_patch_features
 from psaq.models.operations import (
     KINDS,
@@ -59,7 +60,9 @@ def patch_places(
     Raises:
         PsaqError: the model has no self-attention.
     """
-    own, follower = without(model, Quantized), _Follower(image[None])
+    own, follower = copied(model), _Follower(image[None])
+    for module in own.modules():  # quantised modules hide what they compute
+        without(module, Quantized)
     with record_patch_features(own, "separate", images=image[None], seen=follower.places_of) as recorder, follower:
         run(recorder.model, follower.images)
     return [

@@ -110,9 +110,9 @@ def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
     yield "simulation, patches nudged by 1e-6", _nudged(qmodel, [qmodel.get_submodule("patch_embed")], _PATCH_SUM)
     norms = [module for module in qmodel.modules() if isinstance(module, nn.LayerNorm)]
     yield "simulation, norms nudged by 1e-7", _nudged(qmodel, norms, LAST_PLACE)
-    yield "deployed, float32", deploy(qmodel, torch.float32)
+    yield "deployed, float32", deploy(qmodel, torch.float32, "exact")
     yield SIMULATION_BFLOAT16, simulate(qmodel, torch.bfloat16)
-    yield DEPLOYED_BFLOAT16, deploy(qmodel, torch.bfloat16)
+    yield DEPLOYED_BFLOAT16, deploy(qmodel, torch.bfloat16, "exact")
     with TemporaryDirectory() as folder:
         export_onnx(qmodel, Path(folder) / "model.onnx")
         yield "onnxruntime", onnx_session(Path(folder) / "model.onnx")

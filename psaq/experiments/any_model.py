@@ -143,7 +143,7 @@ def measured(name: str, build: Build) -> Row:
         w4a8=round(logit_sqnr(Answering(accurate[4])(images), wanted), 1),
         left_out=", ".join(left_out(accurate[8])),
         file=_verdict(lambda: _in_file(accurate[8], model, images)),
-        deployed=_verdict(lambda: _noise(Answering(deploy(accurate[8], torch.float32))(images), answers)),
+        deployed=_verdict(lambda: _noise(Answering(deploy(accurate[8], torch.float32, "exact"))(images), answers)),
         compiled=_verdict(lambda: _compiled(accurate[8], images)),
         exported=_verdict(lambda: _exported(accurate[8], images)),
         seconds=round(time.perf_counter() - start, 1),

@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from psaq.models.copying import copied
-
 
 def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     """Make ``module`` an instance of a subclass of its own class whose methods are those of ``mixin`` first.
@@ -19,14 +17,11 @@ def subclassed(module: nn.Module, mixin: type[nn.Module]) -> None:
     module.__class__ = _combined(*parts)
 
 
-def without(model: nn.Module, mixin: type) -> nn.Module:
-    """A copy whose modules have lost the mixins of a kind, with the parameters that they have now."""
-    own = copied(model)
-    for module in own.modules():
-        parts: tuple[Any, ...] = getattr(type(module), "_parts", (type(module),))
-        *kept, own_class = (part for part in parts if part is parts[-1] or not issubclass(part, mixin))
-        module.__class__ = _combined(*kept, own_class) if kept else own_class
-    return own
+def without(module: nn.Module, mixin: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+    """Undo `subclassed` for such mixins; what they keep in the module stays there."""
+    parts: tuple[Any, ...] = getattr(type(module), "_parts", (type(module),))
+    left = (*(part for part in parts[:-1] if not issubclass(part, mixin)), parts[-1])
+    module.__class__ = _combined(*left) if len(left) > 1 else left[0]
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def agreement(model: nn.Module, reference: Tensor) -> Report:
 @pytest.mark.parametrize("weights", [8, 4])
 @pytest.mark.parametrize("scope", ["linear", "all"])
 def test_integers_agree_with_the_simulation(weights: int, scope: str) -> None:
-    report = agreement(psaq.deploy(quantized(weights, scope), torch.float32), simulated_logits(weights, scope))
+    report = agreement(psaq.deploy(quantized(weights, scope), torch.float32, "exact"), simulated_logits(weights, scope))
     assert report.agreement is not None
     assert report.agreement >= 99
     assert report.logit_sqnr is not None
@@ -69,11 +69,22 @@ def test_integers_agree_with_the_simulation(weights: int, scope: str) -> None:
 def test_integers_in_half_precision_agree_with_the_simulation_in_it(weights: int, scope: str) -> None:
     qmodel = quantized(weights, scope)
     simulated, _ = logits(psaq.simulate(qmodel, torch.bfloat16))
-    report = agreement(psaq.deploy(qmodel, torch.bfloat16), simulated)
+    report = agreement(psaq.deploy(qmodel, torch.bfloat16, "exact"), simulated)
     assert report.agreement is not None
     assert report.agreement >= 99
     assert report.logit_sqnr is not None
     assert report.logit_sqnr >= 35
+
+
+@pytest.mark.parametrize("weights", [8, 4])
+def test_what_rounds_elsewhere_is_as_accurate(weights: int) -> None:
+    """The default on a CPU: oneDNN's products, or float ones."""
+    simulated = simulated_logits(weights, "linear")
+    found, labels = logits(psaq.deploy(quantized(weights, "linear")))
+    report = compare(found, labels, simulated)
+    assert report.agreement is not None
+    assert report.agreement >= 95
+    assert report.top1 >= compare(simulated, labels).top1 - 2
 
 
 def test_half_precision_keeps_the_accuracy() -> None:

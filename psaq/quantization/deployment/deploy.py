@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,30 @@ from psaq.errors import PsaqError
 from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.heads import classes_or_none
-from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
+from psaq.quantization.deployment.integer import (
+    FLOATS,
+    ONEDNN,
+    IntegerLayerNorm,
+    IntegerLinear,
+    IntegerPatchEmbedding,
+)
+from psaq.quantization.deployment.unwatched import stop_watching
 from psaq.quantization.model.conversion import lent_layers, structure
 from psaq.quantization.model.layers import PIXELS, QuantConv, QuantLayer, QuantLinear, is_patchwise
 from psaq.quantization.model.points import WEIGHT, Point, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq_kernels import PerTensor, QuantizedWeight
+from psaq_kernels.linear_onednn import runs_in_integers
+
+Backend = Literal["exact", "onednn"]
+"""How integers are multiplied: with the simulation's very bits, or by oneDNN on a CPU."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTEGER = "integer"
 """What the layer in integers is called where a fake quantisation of its output follows it."""
 
 
-def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel":
+def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend | None = None) -> "IntegerModel":
     """The same model with its linear layers and its patch embedding in integers.
 
     Activations flow as 8-bit levels from LayerNorm to linear layer and from fc1 through GELU to fc2; attention,
@@ -34,27 +45,43 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None) -> "IntegerModel
     Args:
         qmodel: what `psaq.quantize` or `psaq.load` returned, on the device where it shall run; left untouched.
         dtype: float32, float16 or bfloat16; by default bfloat16 on a GPU and float32 elsewhere.
+        backend: "onednn", the default on a CPU, is fast, and rounds where oneDNN does; weights whose products with
+            bytes this processor would sum wrongly are multiplied as float32 numbers. With "exact" the model computes,
+            in float32, the bits of ``qmodel``, more slowly than a float model; on a GPU it is the only one.
 
     Returns:
         A module for inference. In float32 it differs from ``qmodel`` by the rounding of its sums alone; what to
         compare it with in half precision is `psaq.simulate`.
 
     Raises:
-        PsaqError: not a quantised model, an unsupported dtype, or no layer that integers can compute.
+        PsaqError: not a quantised model, an unsupported dtype or backend, or no layer that integers can compute.
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; deploy what psaq.quantize or psaq.load returned")
     dtype = dtype or _usual_dtype(qmodel)
     if dtype not in DTYPES:
         raise PsaqError(f"dtype {dtype}: deploy computes in float32, float16 or bfloat16")
+    product = _product(backend, next(qmodel.parameters()).device)
     model = copied(qmodel).requires_grad_(False).eval()
     simulated = live_points(model).keys()
-    converted = _swap_layers(model, dtype)
+    converted = _swap_layers(model, dtype, product)
     if not converted:
         raise PsaqError(f"{qmodel.psaq_recipe}: leaves no linear layer that integers can compute")
     _join_neighbours(model)
+    stop_watching(model)
     covered = {f"{name}.{point}" for name in converted for point in ("input", WEIGHT)}
     return IntegerModel(model.to(dtype), dtype, [name for name in simulated if name not in covered])
+
+
+def _product(backend: Backend | None, device: torch.device) -> str | None:
+    """The backend of `quant_linear`; None for its own choice."""
+    if backend not in (None, "exact", ONEDNN):
+        raise PsaqError(f'backend {backend!r}: deploy knows "onednn" and "exact"')
+    if device.type == "cpu":
+        return "torch" if backend == "exact" else ONEDNN
+    if backend == ONEDNN:
+        raise PsaqError(f'backend "onednn" computes on a CPU, and the model is on {device.type}; leave it out')
+    return None
 
 
 class IntegerModel(nn.Module):
@@ -86,6 +113,8 @@ class IntegerModel(nn.Module):
     def extra_repr(self) -> str:
         layers = Counter(type(module).__name__ for module in self.modules() if isinstance(module, _INTEGER))
         counts = ", ".join(f"{count} {kind}" for kind, count in layers.items())
+        floats = sum(isinstance(module, IntegerLinear) and module.backend == FLOATS for module in self.modules())
+        counts += f", {floats} of them multiplied in float32, since this processor sums bytes wrongly" if floats else ""
         left = ", ".join(_summarised(self.simulated)) or "none"
         return f"{self.model.psaq_recipe} in {self.dtype}\nin integers: {counts}\nfake-quantised: {left}"
 
@@ -115,18 +144,18 @@ def _summarised(points: Iterable[str]) -> list[str]:
 # Layer by layer ---------------------------------------------------------------------------------------------
 
 
-def _swap_layers(model: nn.Module, dtype: torch.dtype) -> list[str]:
+def _swap_layers(model: nn.Module, dtype: torch.dtype, backend: str | None) -> list[str]:
     """Put integer layers in place; returns the names of those that could be."""
     lent = lent_layers(model)
     candidates = {name: module for name, module in model.named_modules() if name not in lent}
-    integer = {name: layer for name, module in candidates.items() if (layer := _integer_layer(module, dtype))}
+    integer = {name: layer for name, module in candidates.items() if (layer := _integer_layer(module, dtype, backend))}
     for name, layer in integer.items():
         keep_settings(candidates[name], layer)
         model.set_submodule(name, layer)
     return list(integer)
 
 
-def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+def _integer_layer(layer: nn.Module, dtype: torch.dtype, backend: str | None) -> nn.Module | None:
     """The layer in integers, behind what undoes the images' normalisation and before the fake quantisation of its
     output, where there is one."""
     if not isinstance(layer, QuantLinear | QuantConv) or (isinstance(layer, QuantConv) and not is_patchwise(layer)):
@@ -134,10 +163,11 @@ def _integer_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     weight, input = _integer_weight(layer), _per_tensor(layer.input)
     if weight is None or input is None:
         return None
+    backend = FLOATS if backend == ONEDNN and not runs_in_integers(weight) else backend
     if isinstance(layer, nn.Conv2d):
         patch = (layer.kernel_size[0], layer.kernel_size[1])
-        return _between(layer, IntegerPatchEmbedding(weight, layer.bias, input, dtype, patch))
-    return _between(layer, IntegerLinear(weight, layer.bias, input, dtype))
+        return _between(layer, IntegerPatchEmbedding(weight, layer.bias, input, dtype, patch, backend))
+    return _between(layer, IntegerLinear(weight, layer.bias, input, dtype, backend))
 
 
 def _between(layer: QuantLayer, integer: IntegerLinear) -> nn.Module:
@@ -180,8 +210,8 @@ def _join_neighbours(model: nn.Module) -> None:
         if activated.function == "gelu" and activated.before is not None:
             _join_mlp(model, activated.before, activated.module, layer)
     for norm in known.norms:
-        if len(norm.layers) == 1 and not (norm.padded or norm.cast or norm.averaged or norm.channels_first):
-            _join_norm(model, norm.norm, norm.layers[0])
+        if norm.layers and not (norm.padded or norm.cast or norm.averaged or norm.channels_first):
+            _join_norm(model, norm.norm, norm.layers)
 
 
 def _join_mlp(model: nn.Module, before: str, activation: str, layer: str) -> None:
@@ -192,9 +222,19 @@ def _join_mlp(model: nn.Module, before: str, activation: str, layer: str) -> Non
         model.set_submodule(activation, nn.Identity())
 
 
-def _join_norm(model: nn.Module, name: str, layer: str) -> None:
-    norm, linear = model.get_submodule(name), model.get_submodule(layer)
-    first = getattr(linear, INTEGER) if isinstance(linear, IntegerStages) else linear
+def _join_norm(model: nn.Module, name: str, layers: Sequence[str]) -> None:
+    """All layers that read a norm must quantise what it emits in the same way: its queries, keys and values."""
+    norm = model.get_submodule(name)
+    readers = [_first_stage(model.get_submodule(layer)) for layer in layers]
     affine = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and norm.bias is not None
-    if affine and type(first) is IntegerLinear:
-        model.set_submodule(name, IntegerLayerNorm(norm, first.input))  # type: ignore[arg-type]
+    if not affine or any(type(reader) is not IntegerLinear for reader in readers):
+        return
+    inputs, types = {reader.input for reader in readers}, {reader.level_type for reader in readers}
+    if len(inputs) == len(types) == 1:
+        model.set_submodule(name, IntegerLayerNorm(norm, inputs.pop(), readers[0].level_type))  # type: ignore[arg-type]
+        for reader in readers:
+            reader.reads_levels = True
+
+
+def _first_stage(layer: nn.Module) -> Any:
+    return getattr(layer, INTEGER, layer) if isinstance(layer, IntegerStages) else layer

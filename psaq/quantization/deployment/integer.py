@@ -1,15 +1,28 @@
 """Layers that compute in integers: what the fake-quantised ones become when a model is deployed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor, nn
 
 from psaq.quantization.model.layers import flattened_patches, out_of_sight
 from psaq.quantization.quantizers.keeps_types import KeepsTypes
 from psaq_kernels import PerTensor, QuantizedWeight, layer_norm_quantize, quant_linear
+from psaq_kernels.epilogue import Epilogue
+from psaq_kernels.linear_float import float_linear, folded, layer_norm_steps, steps_of
+from psaq_kernels.linear_onednn import bytes_of, layer_norm_bytes
+from psaq_kernels.linear_onednn import quant_linear as onednn_linear
+
+ONEDNN, FLOATS = "onednn", "floats"
+"""Backends of the layers here beside those of `quant_linear`: its own called without its checks, and products of the
+integers as float32 numbers."""
+
+LEVEL_TYPES = {ONEDNN: torch.uint8, FLOATS: torch.float32}
+"""In which a layer reads levels; others read int8."""
+
+Levels = Int8[Tensor, "..."] | UInt8[Tensor, "..."] | Float32[Tensor, "..."]
 
 
 class IntegerLinear(KeepsTypes):
@@ -18,26 +31,44 @@ class IntegerLinear(KeepsTypes):
     Args:
         weight: its integers.
         bias: float, or None.
-        input: how its input is quantised, unless that comes as int8 levels already.
+        input: how its input is quantised, unless that comes as levels already.
         dtype: of its output.
+        backend: of `quant_linear`, or "floats".
     """
 
     values: Tensor
     scale: Tensor
     column_sums: Tensor
     bias: Tensor | None
+    folded: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, input: PerTensor, dtype: torch.dtype):
+    def __init__(
+        self,
+        weight: QuantizedWeight,
+        bias: Tensor | None,
+        input: PerTensor,
+        dtype: torch.dtype,
+        backend: str | None = None,
+    ):
         super().__init__()
+        self.backend = backend
         self.inputs = weight.inputs
         self.input = input
         self.dtype = dtype
         self.activation: Literal["gelu"] | None = None
         self.emitted: PerTensor | None = None
+        self.emitted_type = dtype
+        self.reads_levels = False  # from the layer before it
         self.register_buffer("values", weight.values)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("column_sums", weight.column_sums)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.register_buffer("folded", folded(weight, input) if backend == FLOATS else None, persistent=False)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.folded is not None:
+            self.folded.copy_(folded(self.integers, self.input))
 
     @property
     def weight(self) -> Tensor:
@@ -49,15 +80,31 @@ class IntegerLinear(KeepsTypes):
         """The weight."""
         return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True)
 
+    @property
+    def level_type(self) -> torch.dtype:
+        """Of the levels that it reads."""
+        return LEVEL_TYPES.get(self.backend or "", torch.int8)
+
     def feed_through_gelu(self, following: "IntegerLinear") -> None:
         """Apply a GELU and emit the levels that ``following`` reads."""
         self.activation = "gelu"
-        self.emitted = following.input
+        self.emitted, self.emitted_type = following.input, following.level_type
+        following.reads_levels = True
 
-    def forward(
-        self, x: Float[Tensor, "... inputs"] | Int8[Tensor, "... inputs"]
-    ) -> Float[Tensor, "... outputs"] | Int8[Tensor, "... outputs"]:
+    def levels(self, x: Float[Tensor, "..."]) -> Tensor:
+        """How it reads numbers: as levels, unless `quant_linear` quantises them."""
+        if self.backend == FLOATS:
+            return steps_of(x, self.input)
+        return bytes_of(x, self.input) if self.backend == ONEDNN else x
+
+    def forward(self, x: Float[Tensor, "... inputs"] | Levels) -> Float[Tensor, "... outputs"] | Levels:
         with out_of_sight():
+            x = x if self.reads_levels else self.levels(x)
+            if self.backend == FLOATS:
+                assert self.folded is not None
+                return float_linear(x, self.folded, self._epilogue())
+            if self.backend == ONEDNN and not torch.compiler.is_compiling():
+                return self._by_onednn(x)
             return quant_linear(
                 x,
                 self.integers,
@@ -65,14 +112,25 @@ class IntegerLinear(KeepsTypes):
                 self.bias,
                 activation=self.activation,
                 output=self.emitted,
-                dtype=None if self.emitted else self.dtype,
+                dtype=self.emitted_type,
+                backend=self.backend,
             )
+
+    def _by_onednn(self, levels: UInt8[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"] | Levels:
+        """At small batches the checks of `quant_linear` would take as long as the product."""
+        rows = levels.reshape(-1, self.inputs)
+        y = onednn_linear(rows, self.integers, self.input, self._epilogue())
+        return y.view(*levels.shape[:-1], -1)
+
+    def _epilogue(self) -> Epilogue:
+        return Epilogue(self.bias, self.activation == "gelu", self.emitted, self.emitted_type)
 
     def extra_repr(self) -> str:
         bits = 4 if self.integers.packed else 8
         then = f", then {self.activation}" if self.activation else ""
-        emitted = "int8" if self.emitted else str(self.dtype).removeprefix("torch.")
-        return f"{self.inputs} → {self.integers.outputs}, int{bits} weights{then}, emits {emitted}"
+        emitted = str(self.emitted_type).removeprefix("torch.")
+        floats = ", multiplied in float32" if self.backend == FLOATS else ""
+        return f"{self.inputs} → {self.integers.outputs}, int{bits} weights{floats}{then}, emits {emitted}"
 
 
 class IntegerPatchEmbedding(IntegerLinear):
@@ -85,32 +143,44 @@ class IntegerPatchEmbedding(IntegerLinear):
         input: PerTensor,
         dtype: torch.dtype,
         patch: tuple[int, int],
+        backend: str | None = None,
     ):
-        super().__init__(weight, bias, input, dtype)
+        super().__init__(weight, bias, input, dtype, backend)
         self.patch = patch
+        self.reads_levels = True
 
     def forward(self, x: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images outputs rows columns"]:
+        with out_of_sight():  # bytes are rearranged in a quarter of the time
+            x = self.levels(x)
         emitted = rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
         # Among convolutions another arrangement in memory would make the next ones sum in another order.
         return emitted.contiguous() if self.patch == (1, 1) else emitted
 
 
 class IntegerLayerNorm(KeepsTypes):
-    """A LayerNorm that emits the levels that the linear layer behind it reads."""
+    """A LayerNorm that emits the levels that the linear layers behind it read.
+
+    Weight and bias are in units of a level, except where it emits int8.
+    """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, norm: nn.LayerNorm, output: PerTensor):
+    def __init__(self, norm: nn.LayerNorm, output: PerTensor, level_type: torch.dtype = torch.int8):
         super().__init__()
         self.eps = norm.eps
         self.output = output
-        self.register_buffer("weight", norm.weight.detach().float())
-        self.register_buffer("bias", norm.bias.detach().float())
+        self.level_type = level_type
+        unit = 1.0 if level_type == torch.int8 else output.inverse_scale
+        self.register_buffer("weight", norm.weight.detach().float() * unit)
+        self.register_buffer("bias", norm.bias.detach().float() * unit)
 
-    def forward(self, x: Float[Tensor, "... channels"]) -> Int8[Tensor, "... channels"]:
+    def forward(self, x: Float[Tensor, "... channels"]) -> Levels:
         with out_of_sight():
-            return layer_norm_quantize(x, self.weight, self.bias, self.output, self.eps)
+            if self.level_type == torch.int8:
+                return layer_norm_quantize(x, self.weight, self.bias, self.output, self.eps)
+            levels = layer_norm_bytes if self.level_type == torch.uint8 else layer_norm_steps
+            return levels(x, self.weight, self.bias, self.eps, self.output)
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, eps={self.eps}, emits int8"
+        return f"{len(self.weight)}, eps={self.eps}, emits {str(self.level_type).removeprefix('torch.')}"

@@ -2,10 +2,12 @@
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
@@ -14,7 +16,10 @@ from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.copying import copied
 from psaq.models.zoo import data_config
+from psaq.quantization.deployment.onnx_attention import PlainAttention
+from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
+from psaq.quantization.deployment.unwatched import stop_watching
 from psaq.quantization.model.conversion import lent_layers
 from psaq.quantization.model.layers import (
     PIXELS,
@@ -36,34 +41,70 @@ if TYPE_CHECKING:
 OPSET = 21
 """The first with 4-bit integers."""
 
+Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
+"""Whom a file is written for."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a runtime multiplies as integers."""
+
+    int8_weights: bool
+    """Without a zero point; else uint8 around 128."""
+    convolutions: bool
+    """Also in a convolution: a patch embedding stays one."""
+    int8_activations: bool = False
+    """Around 0, and of no other kind."""
+
+
+_PORTABLE = _Target(int8_weights=False, convolutions=False)
+_TARGETS: dict[Runtime | None, _Target] = {
+    None: _PORTABLE,
+    "onnxruntime": _Target(int8_weights=True, convolutions=False),
+    "openvino": _Target(int8_weights=True, convolutions=True),
+    "tensorrt": _Target(int8_weights=True, convolutions=True, int8_activations=True),
+}
+
 _TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
 _INPUT, _OUTPUT = "images", "logits"
 _VALUES = "integers"
 _UINT8_ZERO = 128
 
 
-def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) -> None:
+def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, runtime: Runtime | None = None) -> None:
     """Write a quantised model as ONNX, opset 21, for any number of images.
 
-    Weights are stored as the integers they are, followed by DequantizeLinear: int4 up to 4 bits, above uint8 with 128
-    for zero, since onnxruntime's products with int8 overflow on x86 processors that have no VNNI. Every
-    live activation point is a QuantizeLinear and a DequantizeLinear on uint8; of fewer than 8 bits, behind a Clip.
-    Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float operators, and
-    onnxruntime multiplies 4-bit weights in float: only 8 bits with scope "linear" have all linear layers in integers.
-    With scope "all" onnxruntime fuses sums into integer operators that round once more.
+    Weights are stored as the integers they are, followed by DequantizeLinear; of up to 4 bits as int4, which the
+    runtimes multiply in float. Every live activation point is a QuantizeLinear and a DequantizeLinear; of fewer than 8
+    bits, behind a Clip. Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float
+    operators, and what they feed is multiplied in float: only 8 bits with scope "linear" have all linear layers in
+    integers. With scope "all" onnxruntime fuses sums into integer operators that round once more.
+
+    What else is in the file depends on whom it is for:
+
+    - None: uint8 weights with 128 for zero. The sums are right on every processor, in every runtime; OpenVINO
+      multiplies in float32.
+    - "onnxruntime": int8 weights. Only for processors with VNNI, AMX or their like: on others onnxruntime's sums of
+      uint8 and int8 products overflow.
+    - "openvino": likewise, and with the patch embedding as a convolution.
+    - "tensorrt": int8 activations around 0, too: what is subtracted before them is made up for in the bias.
 
     Args:
         part: the module to export, by name, in place of the whole: the backbone of a detector, which chooses its boxes
             as it goes. It must take a batch of images.
+        runtime: "onnxruntime", "openvino", "tensorrt" or None.
 
     Raises:
-        PsaqError: not a quantised model, or one that cannot be exported whole; a quantiser that ONNX has no operator
-            for, an onnx package that is missing, or a file that cannot be written.
+        PsaqError: not a quantised model, or one that cannot be exported whole; an unknown runtime; a quantiser that
+            ONNX has no operator for, an onnx package that is missing, or a file that cannot be written.
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
+    if runtime not in _TARGETS:
+        raise PsaqError(f"runtime {runtime!r}: choose from {', '.join(str(name) for name in _TARGETS if name)}")
     model = copied(qmodel).cpu().float().eval()
-    narrow = _swap_layers(model)
+    narrow = _swap_layers(model, _TARGETS[runtime])
+    stop_watching(model)
     _write(*_traced(model, qmodel, part, narrow), Path(path))
 
 
@@ -72,6 +113,7 @@ def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = No
     model = copied(qmodel).cpu().float().eval()
     for name in all_points(model):
         model.set_submodule(name, Point())
+    stop_watching(model)
     _write(*_traced(model, qmodel, part, set()), Path(path))
 
 
@@ -96,11 +138,12 @@ class _Stored(torch.autograd.Function):
 
 
 class _Quantized(torch.autograd.Function):
-    """Fake quantisation to levels of uint8; in the graph, QuantizeLinear and DequantizeLinear."""
+    """Fake quantisation to levels of a byte; in the graph, QuantizeLinear and DequantizeLinear."""
 
     @staticmethod
     def forward(_: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), 0, 255)
+        byte = torch.iinfo(zero_point.dtype)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), byte.min, byte.max)
 
     @staticmethod
     def symbolic(graph: Any, x: Any, scale: Any, zero_point: Any) -> Any:
@@ -109,17 +152,26 @@ class _Quantized(torch.autograd.Function):
 
 
 class _OnnxPoint(nn.Module):
-    def __init__(self, point: AffineQuantizer):
+    """Levels of a byte; around 0, of what is left when the middle of their range is taken away."""
+
+    def __init__(self, point: AffineQuantizer, centred: bool = False):
         super().__init__()
         zero_point = point.zero_point - point.lowest
         self.register_buffer("scale", point.scale)
-        self.register_buffer("zero_point", zero_point.to(torch.uint8))
+        kept = torch.zeros_like(zero_point).to(torch.int8) if centred else zero_point.to(torch.uint8)
+        self.register_buffer("zero_point", kept)
+        self.middle = (_UINT8_ZERO - zero_point.item()) * point.scale.item() if centred else 0.0
         limits = torch.tensor([0, 2**point.bits - 1]) - zero_point.cpu()
         self.limits = None if point.bits == 8 else [limit * point.scale.item() for limit in limits.tolist()]
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def around_zero(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The levels' values without the middle."""
         inside = x if self.limits is None else x.clamp(*self.limits)
-        return _Quantized.apply(inside, self.scale, self.zero_point)
+        return _Quantized.apply(inside - self.middle if self.middle else inside, self.scale, self.zero_point)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        values = self.around_zero(x)
+        return values + self.middle if self.middle else values
 
 
 class _OnnxLogPoint(nn.Module):
@@ -150,11 +202,11 @@ class _OnnxSplitPoint(nn.Module):
 class _OnnxWeight(nn.Module):
     """Stored integers, and what they stand for."""
 
-    def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int):
+    def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int, target: _Target):
         super().__init__()
         self.axis = axis
         self.register_buffer("scale", quantizer.scale)
-        if quantizer.bits <= NIBBLE_BITS:
+        if quantizer.bits <= NIBBLE_BITS or target.int8_weights:
             self.register_buffer(_VALUES, integers)
             self.zero_point = None
         else:
@@ -182,52 +234,100 @@ class _OnnxLinear(nn.Module):
     into a product that rounds its input to 8 bits in its own way.
     """
 
-    def __init__(self, layer: QuantLayer, integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer):
+    def __init__(
+        self,
+        layer: QuantLayer,
+        integers: Int8[Tensor, "outputs inputs"],
+        quantizer: AffineQuantizer,
+        target: _Target,
+    ):
         super().__init__()
-        self.input, self.output, self.bias = layer.input, layer.output, layer.bias
+        self.input, self.output, self.is_for_int8 = layer.input, layer.output, target.int8_activations
         stored = integers.t().contiguous()
         stored = stored if isinstance(layer.input, _OnnxPoint) else stored[None]
-        self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1)
+        self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1, target=target)
+        self.bias = _bias(layer, integers, quantizer)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         with out_of_sight():
-            y = self.input(x) @ self.weight()
-            return self.output(y if self.bias is None else y + self.bias)
+            levels = _levels(self.input, x)
+            # Of two matrices and a sum onnxruntime makes one operator before it looks for integers, and finds none.
+            grows = levels.ndim == 2 and not self.is_for_int8
+            y = (levels.unsqueeze(1) if grows else levels) @ self.weight()
+            y = y if self.bias is None else y + self.bias
+            return self.output(y.squeeze(1) if grows else y)
+
+
+def _levels(input: nn.Module, x: Tensor) -> Tensor:
+    return input.around_zero(x) if isinstance(input, _OnnxPoint) else input(x)
+
+
+def _bias(layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer) -> nn.Parameter | None:
+    """The layer's own, and what the middle of its input's range adds to every output."""
+    if not isinstance(layer.input, _OnnxPoint) or not layer.input.middle:
+        return layer.bias  # type: ignore[return-value]
+    sums = integers.flatten(1).sum(1, dtype=torch.int32).double() * quantizer.scale.double() * layer.input.middle
+    return nn.Parameter((sums if layer.bias is None else sums + layer.bias.double()).float())
 
 
 class _OnnxPatchEmbedding(_OnnxLinear):
     """A patchwise convolution as a linear layer: onnxruntime multiplies integers there, and floats in a convolution."""
 
-    def __init__(self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer):
-        super().__init__(layer, integers.flatten(1), quantizer)
+    def __init__(
+        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: _Target
+    ):
+        super().__init__(layer, integers.flatten(1), quantizer, target)
         self.pixels = layer._modules.get(PIXELS)
         self.patch = (layer.kernel_size[0], layer.kernel_size[1])
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
         x = x if self.pixels is None else self.pixels(x)
-        return rearrange(super().forward(flattened_patches(x, self.patch)), "b h w d -> b d h w")
+        (ph, pw), (height, width) = self.patch, x.shape[-2:]
+        if height % ph or width % pw:
+            patches = flattened_patches(x, self.patch)
+        else:  # without a slice that keeps all
+            patches = rearrange(x, "b c (h ph) (w pw) -> b h w (c ph pw)", ph=ph, pw=pw)
+        return rearrange(super().forward(patches), "b h w d -> b d h w")
 
 
-def _swap_layers(model: nn.Module) -> set[str]:
+class _OnnxPatchConvolution(nn.Module):
+    """A patchwise convolution as it is."""
+
+    def __init__(
+        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: _Target
+    ):
+        super().__init__()
+        self.pixels, self.input, self.output = layer._modules.get(PIXELS), layer.input, layer.output
+        self.stride = layer.stride
+        self.weight = _OnnxWeight(integers, quantizer, axis=0, target=target)
+        self.bias = _bias(layer, integers, quantizer)
+
+    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Tensor:
+        with out_of_sight():
+            x = x if self.pixels is None else self.pixels(x)
+            return self.output(F.conv2d(_levels(self.input, x), self.weight(), self.bias, self.stride))
+
+
+def _swap_layers(model: nn.Module, target: _Target) -> set[str]:
     """Put traceable layers and points in place; returns the names of the weights that 4 bits hold."""
     points = {name: point for name, point in all_points(model).items() if not isinstance(point, Point)}
     for name, point in points.items():
         if not name.endswith(f".{WEIGHT}"):
-            model.set_submodule(name, _onnx_point(name, point))
+            model.set_submodule(name, _onnx_point(name, point, target))
     weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
     lent, narrow = lent_layers(model), set()
     for name, quantizer in weights.items():
         assert isinstance(quantizer, AffineQuantizer)
-        layer = _onnx_layer(name, model.get_submodule(name), quantizer, lent)
+        layer = _onnx_layer(name, model.get_submodule(name), quantizer, lent, target)
         model.set_submodule(name, layer)
         if quantizer.bits <= NIBBLE_BITS:
             narrow.add(f"{name}.{WEIGHT if isinstance(layer, QuantLayer) else 'weight'}.{_VALUES}")
     return narrow
 
 
-def _onnx_point(name: str, point: nn.Module) -> nn.Module:
+def _onnx_point(name: str, point: nn.Module, target: _Target) -> nn.Module:
     if isinstance(point, AffineQuantizer):
-        return _OnnxPoint(point)
+        return _OnnxPoint(point, target.int8_activations)
     if isinstance(point, LogQuantizer):
         return _OnnxLogPoint(point)
     if isinstance(point, SplitQuantizer):
@@ -235,14 +335,15 @@ def _onnx_point(name: str, point: nn.Module) -> nn.Module:
     raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; take what psaq.quantize returned")
 
 
-def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: set[str]) -> nn.Module:
+def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: set[str], target: _Target) -> nn.Module:
     assert isinstance(layer, QuantLayer)
     integers = quantizer.integers(layer.rows(layer.weight))
     if isinstance(layer, QuantLinear) and name not in lent:
-        return _OnnxLinear(layer, integers, quantizer)
+        return _OnnxLinear(layer, integers, quantizer, target)
     if isinstance(layer, QuantConv) and is_patchwise(layer):
-        return _OnnxPatchEmbedding(layer, integers, quantizer)
-    layer.weight_quantizer = _OnnxWeight(integers, quantizer, axis=0)
+        convolves = target.convolutions and isinstance(layer.input, _OnnxPoint)
+        return (_OnnxPatchConvolution if convolves else _OnnxPatchEmbedding)(layer, integers, quantizer, target)
+    layer.weight_quantizer = _OnnxWeight(integers, quantizer, axis=0, target=target)
     return layer
 
 
@@ -254,12 +355,21 @@ def _traced(
     model: nn.Module, qmodel: nn.Module, part: str | None, narrow: set[str]
 ) -> tuple["onnx.ModelProto", set[str]]:
     """The graph of the model or its part, and what the narrow weights are called there."""
-    onnx, config = _onnx(), data_config(qmodel)
     traced = OnnxPart(part_of(model, part))
-    images = taken_by(traced.model, model, torch.zeros(2, config.channels, *config.image_size))
+    few, more = (_trace(traced, model, qmodel, count, any_number=False) for count in (FEW, MORE))
+    graph = few if free_batch(few, more) else _trace(traced, model, qmodel, FEW, any_number=True)
+    prefix = f"{part}." if part else ""
+    return graph, {f"model.{name.removeprefix(prefix)}" for name in narrow if name.startswith(prefix)}
+
+
+def _trace(traced: OnnxPart, model: nn.Module, qmodel: nn.Module, count: int, any_number: bool) -> "onnx.ModelProto":
+    """For so many images, or for any number by computing every shape."""
+    onnx, config = _onnx(), data_config(qmodel)
+    traced, model = copy.deepcopy((traced, model))  # the exporter folds norms into the weights that it is given
+    images = taken_by(traced.model, model, torch.zeros(count, config.channels, *config.image_size))
     outputs = _output_names(traced(images))
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), PlainAttention():
         # torch's newer exporter needs a package more; the older one announces that it is the older one, and that
         # timm's checks of image sizes are not part of the graph.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -273,13 +383,11 @@ def _traced(
                 opset_version=_TRACED_OPSET,
                 input_names=[_INPUT],
                 output_names=outputs,
-                dynamic_axes={name: {0: "batch"} for name in (_INPUT, *outputs)},
+                dynamic_axes={name: {0: BATCH} for name in (_INPUT, *outputs)} if any_number else None,
             )
         except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
             raise refused(model, error) from error
-    prefix = f"{part}." if part else ""
-    names = {f"model.{name.removeprefix(prefix)}" for name in narrow if name.startswith(prefix)}
-    return onnx.load_model_from_string(buffer.getvalue()), names
+    return onnx.load_model_from_string(buffer.getvalue())
 
 
 def _output_names(output: Tensor | tuple[Tensor, ...]) -> list[str]:

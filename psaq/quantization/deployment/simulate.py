@@ -30,7 +30,7 @@ def simulate(qmodel: nn.Module, dtype: torch.dtype) -> nn.Module:
     Raises:
         PsaqError: as `deploy` does.
     """
-    model = deploy(qmodel, dtype).model
+    model = deploy(qmodel, dtype, "exact").model
     assert isinstance(model, nn.Module)
     integers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _INTEGER)}
     for name, integer in integers.items():

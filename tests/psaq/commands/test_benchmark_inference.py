@@ -9,6 +9,7 @@ import pytest
 from psaq import PsaqError
 from psaq.commands.benchmark_inference import BenchmarkInference, _by_kind, medians
 from psaq.commands.options import ModelOptions
+from psaq.commands.runtimes import installed
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def results(vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
 
 def test_every_variant_is_timed_at_every_batch(results: dict[str, Any]) -> None:
     timed = [(row["images"], row["variant"]) for row in results["whole"]]
-    variants = ("float32", "bfloat16", "integers + float32", "integers + bfloat16")
+    variants = ["float32", "bfloat16", "integers + float32", "integers + bfloat16"]
+    variants += [f"{runtime}, {kind}" for runtime in installed() for kind in ("float32", "integers")]
     assert timed == [(count, name) for count in (1, 3) for name in variants]
     for row in results["whole"]:
         assert row["images_per_second"] == pytest.approx(1e3 * row["images"] / row["milliseconds"])
@@ -48,6 +50,8 @@ def test_every_kind_of_layer_is_timed_with_its_shape(results: dict[str, Any]) ->
 def test_the_tables_say_where_and_what(results: dict[str, Any]) -> None:
     assert "W4A8 (linear)" in results["said"]
     assert "threads" in results["said"]
+    assert "8-bit dot products" in results["said"]
+    assert results["said"].count("products in integers") == len(installed())
     assert results["said"].count("blocks.*.attn.qkv") == 2
 
 

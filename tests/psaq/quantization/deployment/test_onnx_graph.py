@@ -153,3 +153,88 @@ def test_a_part_is_exported_alone(tmp_path):
     export_onnx(qmodel, tmp_path / "part.onnx", part="embed")
     found = onnx_session(tmp_path / "part.onnx")(x)
     assert usual_sqnr(found, qmodel.embed(x).flatten(1)) > 60
+
+
+# Written for a runtime ------------------------------------------------------------------------------------------------
+
+RUNTIMES = ["onnxruntime", "openvino", "tensorrt"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("precision", "scope"), [((7, 8), "linear"), ((6, 6), "matmul"), ((4, 8), "all")], ids=str)
+def test_every_runtimes_file_computes_the_fake_quantised_model(
+    vit: nn.Module, runtime: Any, precision: tuple[int, int], scope: Any, tmp_path: Path
+) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(*precision, scope=scope))  # of 7 bits sums are right everywhere
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
+    for count in (1, 5):
+        x = images(count, seed=2)
+        found = run(tmp_path / "q.onnx", x, as_it_is=scope == "all")
+        assert usual_sqnr(found, qmodel(x)) > (30 if scope == "all" else 40)
+
+
+@pytest.mark.parametrize("runtime", [None, *RUNTIMES])
+def test_a_file_is_of_the_kind_that_its_runtime_multiplies_in_integers(
+    vit: nn.Module, runtime: Any, tmp_path: Path
+) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(8, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
+    graph = onnx.load(str(tmp_path / "q.onnx")).graph
+    weights = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    assert stored(tmp_path / "q.onnx")["UINT8" if runtime is None else "INT8"] == weights
+    zero_points = {name: len(node.input) for node in graph.node for name in node.input[:1] if "eights" in name}
+    assert all(count == (3 if runtime is None else 2) for count in zero_points.values())
+    convolutions = sum(node.op_type == "Conv" for node in graph.node)
+    assert convolutions == (1 if runtime in ("openvino", "tensorrt") else 0)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    points = [node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"]
+    zeros = [tensors[aliases.get(name, name)] for name in points]
+    assert {str(zero.dtype) for zero in zeros} == {"int8" if runtime == "tensorrt" else "uint8"}
+    assert runtime != "tensorrt" or not any(zeros)
+
+
+def test_shapes_are_constants_and_attention_has_few_operators(vit: nn.Module, tmp_path: Path) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(8, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    operators = Counter(node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node)
+    assert operators["Shape"] <= 2, "that of the class token, which is repeated for every image"
+    assert operators["Softmax"] == operators["Mul"] == len(vit.blocks)
+    assert not {"Sqrt", "Cast", "Where", "ConstantOfShape"} & operators.keys()
+
+
+@torch.no_grad()
+def test_what_computes_its_shapes_is_exported_as_it_is(tmp_path: Path) -> None:
+    model = made("transformers: SegFormer")
+    x = images_for(model)
+    qmodel = quantize(model, x, Recipe.paper(4, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "model.onnx")
+    for count in (1, len(x)):  # of one image, a level that rounds elsewhere is not outvoted
+        found = onnx_session(tmp_path / "model.onnx")(x[:count])
+        assert usual_sqnr(found, Answering(qmodel)(x[:count])) > 30
+
+
+def test_an_unknown_runtime_is_refused(vit: nn.Module, tmp_path: Path) -> None:
+    qmodel = quantize(vit, images(), Recipe.paper(8, 8, scope="linear"))
+    with pytest.raises(PsaqError, match="runtime 'coreml': choose from onnxruntime, openvino, tensorrt"):
+        export_onnx(qmodel, tmp_path / "q.onnx", runtime="coreml")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_openvino_multiplies_every_linear_layer_in_integers(vit: nn.Module, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel, x = quantize(vit, images(), Recipe.paper(7, 8, scope="linear")), images(5, seed=2)
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime="openvino")
+    options = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(str(tmp_path / "q.onnx"), "CPU", options).create_infer_request()
+    found = torch.from_numpy(request.infer([x.numpy()])[0].copy())
+    assert usual_sqnr(found, qmodel(x)) > 40
+    kinds = ("FullyConnected", "Convolution", "FullyConnectedCompressed", "FullyConnectedQuantized")
+    products = [info.exec_type for info in request.get_profiling_info() if info.node_type.startswith(kinds)]
+    assert len(products) == sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    assert all(kind.upper().endswith("I8") for kind in products)

@@ -31,14 +31,14 @@ def test_integers_compute_the_bits_of_the_simulation(
     qmodel, x = quantize(model, images(), Recipe.paper(weights, scope=scope)), images(5, seed=2)
     simulated = simulate(qmodel, dtype)(x)
     assert simulated.dtype == dtype
-    assert torch.equal(deploy(qmodel, dtype)(x), simulated)
+    assert torch.equal(deploy(qmodel, dtype, "exact")(x), simulated)
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @torch.no_grad()
 def test_so_they_do_where_some_layers_stay_simulated(model: nn.Module, dtype: torch.dtype) -> None:
     qmodel, x = quantize(model, images(), Recipe.accurate(4, 8)), images(5, seed=2)
-    assert torch.equal(deploy(qmodel, dtype)(x), simulate(qmodel, dtype)(x))
+    assert torch.equal(deploy(qmodel, dtype, "exact")(x), simulate(qmodel, dtype)(x))
 
 
 @pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
@@ -50,7 +50,7 @@ def test_bundled_models_agree_on_scenes(name: str, weights: int, scope: Any) -> 
     scenes = SceneDataset(32, 7, model)
     x = torch.stack([scenes[index][0] for index in range(len(scenes))])
     qmodel = quantize(model, x[:16], Recipe.paper(weights, scope=scope))
-    assert torch.equal(deploy(qmodel, torch.bfloat16)(x), simulate(qmodel, torch.bfloat16)(x))
+    assert torch.equal(deploy(qmodel, torch.bfloat16, "exact")(x), simulate(qmodel, torch.bfloat16)(x))
 
 
 @torch.no_grad()

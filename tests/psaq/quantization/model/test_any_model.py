@@ -87,7 +87,7 @@ def test_the_accurate_recipe_goes_all_the_way(make, tmp_path):
     assert logit_sqnr(answers, Answering(model)(images)) > 8
     save(qmodel, tmp_path / "model.safetensors")
     assert same(load(tmp_path / "model.safetensors", model)(images), qmodel(images))
-    assert torch.equal(Answering(deploy(qmodel, torch.float32))(images), answers)
+    assert torch.equal(Answering(deploy(qmodel, torch.float32, "exact"))(images), answers)
     assert same(copy.deepcopy(qmodel)(images), qmodel(images))
     if is_picklable(model):
         assert same(pickle.loads(pickle.dumps(qmodel))(images), qmodel(images))

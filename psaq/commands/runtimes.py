@@ -1,0 +1,126 @@
+"""The runtimes that take an exported model, on the CPU: how each answers, and what it multiplies in integers."""
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psaq.errors import PsaqError
+from psaq.quantization.deployment.onnx_graph import Runtime
+
+Images = Float[Tensor, "images channels height width"]
+Session = Callable[[Images], Tensor]
+
+ONNXRUNTIME: Runtime = "onnxruntime"
+OPENVINO: Runtime = "openvino"
+_NAMES: dict[Runtime, str] = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}
+"""Runtime → the extra that installs it."""
+
+_INTEGER_OPERATORS = frozenset(
+    {"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger"}
+    | {"DynamicQuantizeMatMul", "QAttention"}
+)
+_FLOAT_OPERATORS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "MatMulNBits"})
+_OPENVINO_PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+
+
+@dataclass(frozen=True)
+class Products:
+    """Layers and matrix products of a file, as its runtime runs them; fused attention is not among OpenVINO's."""
+
+    integer: int
+    total: int
+
+
+def installed() -> list[Runtime]:
+    """The runtimes that are at hand, and a way to write their files."""
+    if importlib.util.find_spec("onnx") is None:
+        return []
+    return [name for name in _NAMES if importlib.util.find_spec(name) is not None]
+
+
+def session(path: Path, runtime: Runtime = ONNXRUNTIME) -> Session:
+    """Images to logits, or to all numbers of an output that has none, by an exported model, on the CPU with torch's
+    number of threads and in float32 where not in integers. Raises PsaqError where the runtime is missing."""
+    return (_onnxruntime_session if runtime == ONNXRUNTIME else _openvino_session)(path)
+
+
+def products(path: Path, runtime: Runtime, images: Images) -> Products:
+    """What of an exported model its runtime multiplies in integers. Raises PsaqError where the runtime is missing."""
+    kinds = _onnxruntime_products(path) if runtime == ONNXRUNTIME else _openvino_products(path, images)
+    counts = Counter(kinds)
+    return Products(counts[True], counts.total())
+
+
+def _flat(outputs: Iterable[Any]) -> Tensor:
+    return torch.cat([torch.as_tensor(output).flatten(1) for output in outputs], 1)
+
+
+# onnxruntime --------------------------------------------------------------------------------------------------------
+
+
+def _onnxruntime_session(path: Path) -> Session:
+    session = _onnxruntime(path)
+    name = session.get_inputs()[0].name
+    return lambda images: _flat(session.run(None, {name: images.numpy()}))
+
+
+def _onnxruntime(path: Path, optimised: Path | None = None) -> Any:
+    onnxruntime = _imported(ONNXRUNTIME)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if optimised is not None:
+        options.log_severity_level = 3  # it would warn that what it writes is for this processor
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime_products(path: Path) -> list[bool]:
+    """In integers or not, by the graph that it has optimised."""
+    import onnx
+
+    with TemporaryDirectory() as folder:
+        _onnxruntime(path, Path(folder) / "optimised.onnx")
+        nodes = onnx.load(str(Path(folder) / "optimised.onnx")).graph.node
+    operators = [node.op_type for node in nodes if node.op_type in _INTEGER_OPERATORS | _FLOAT_OPERATORS]
+    return [operator in _INTEGER_OPERATORS for operator in operators]
+
+
+# OpenVINO -----------------------------------------------------------------------------------------------------------
+
+
+def _openvino_session(path: Path) -> Session:
+    request = _openvino(path).create_infer_request()
+    return lambda images: _flat(output.copy() for output in request.infer([images.numpy()]).values())
+
+
+def _openvino(path: Path, **more: Any) -> Any:
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
+    return _imported(OPENVINO).Core().compile_model(str(path), "CPU", {**options, **more})
+
+
+def _openvino_products(path: Path, images: Images) -> list[bool]:
+    """In integers or not, by its profile of one batch."""
+    request = _openvino(path, PERF_COUNT=True).create_infer_request()
+    request.infer([images.numpy()])
+    ran = [info for info in request.get_profiling_info() if info.node_type.startswith(_OPENVINO_PRODUCTS)]
+    return [info.exec_type.upper().endswith(("I8", "U8")) for info in ran]
+
+
+def _imported(runtime: Runtime) -> Any:
+    try:
+        return importlib.import_module(runtime)
+    except ImportError as error:
+        raise PsaqError(f'{runtime} is not installed; run pip install "psaq[{_NAMES[runtime]}]"') from error

@@ -1,0 +1,167 @@
+"""How accurate a DeiT-Tiny of 8 bits is where it runs: psaq without data beside NNCF, in onnxruntime and OpenVINO.
+
+python -m psaq.experiments.runtimes --weights W.safetensors --val imagenet/val --train imagenet/train \\
+    --images 'images/seed{seed}'
+
+Needs psaq[onnx,openvino] and nncf, whose recipe for transformers is calibrated on as many images as psaq's.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from psaq.cli import run_command
+from psaq.commands.runtimes import ONNXRUNTIME, OPENVINO, session
+from psaq.errors import PsaqError
+from psaq.evaluation import compare
+from psaq.experiments.rows import read_rows, write_rows
+from psaq.images.batches import gaussian_images
+from psaq.images.imagenet import imagenet
+from psaq.images.pictures import load_pictures, picture_files
+from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.zoo import load_model
+from psaq.progress import progress_bar
+from psaq.quantization.deployment.deploy import deploy
+from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.recipes import Recipe
+from psaq.runs import device_name
+from psaq_kernels.processor import dot_products
+
+SIMULATION = "simulation"
+PSAQ, NNCF_REAL, NNCF_NOISE = "psaq, no data", "NNCF, real images", "NNCF, noise"
+_BATCH = 20
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantised model in a runtime; percent."""
+
+    quantiser: str
+    seed: int
+    """Of the calibration images; NNCF's real ones are the same for all."""
+    where: str
+    """The simulation, torch, or a runtime with the file that it was given."""
+    top1: float
+    fp_top1: float
+    fp_agreement: float
+    """With full precision."""
+    simulation_agreement: float
+    """With the simulation of the same model; NaN where there is none."""
+    n: int
+    processor: str
+    dot_products: str
+    """Without them sums of int8 weights overflow, psaq's and NNCF's alike."""
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """Measure where DeiT-Tiny loses accuracy; started again, measure only what is missing."""
+
+    weights: Path
+    """DeiT-Tiny's safetensors file."""
+    val: Path
+    """Labelled images to compare on, one folder per wnid."""
+    train: Path
+    """Real images that NNCF is calibrated on."""
+    images: str
+    """psaq's calibration images, runs of ``psaq synthesize``; {seed} stands for the seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    every: int = 1
+    """Compare on one image in so many, in sorted path order."""
+    crop_pct: float = 0.987
+    """Of the evaluation."""
+    count: int = 32
+    """NNCF's calibration images of each kind."""
+    out: Path = Path(__file__).parent / "results" / "runtimes_deit_tiny.csv"
+    """The table; rows that are there already are kept."""
+
+    def run(self) -> None:
+        rows = read_rows(self.out, Row)
+        model = load_model("deit_tiny", self.weights)
+        dataset = imagenet(self.val, model, self.crop_pct)
+        examples = [dataset[index] for index in range(0, len(dataset), self.every)]  # type: ignore[arg-type]
+        x, labels = torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
+        full = _logits(model, x, "FP")
+        for quantiser, seed in self._missing(rows):
+            simulated = None
+            with TemporaryDirectory() as folder:
+                for where, forward in self._forwards(model, quantiser, seed, Path(folder)):
+                    logits = _logits(forward, x, f"{quantiser}, seed {seed}: {where}")
+                    simulated = logits if where == SIMULATION else simulated
+                    rows.append(_row(quantiser, seed, where, logits, labels, full, simulated))
+            write_rows(self.out, rows)
+            print(*(row for row in rows if (row.quantiser, row.seed) == (quantiser, seed)), sep="\n")
+
+    def _missing(self, rows: list[Row]) -> list[tuple[str, int]]:
+        wanted = [(PSAQ, seed) for seed in self.seeds] + [(NNCF_REAL, 0), (NNCF_NOISE, 0)]
+        done = {(row.quantiser, row.seed) for row in rows}
+        return [each for each in wanted if each not in done]
+
+    def _forwards(self, model: nn.Module, quantiser: str, seed: int, folder: Path) -> Iterator[tuple[str, Forward]]:
+        if quantiser == PSAQ:
+            yield from _psaqs(model, load_images(self.images.format(seed=seed)), folder)
+        elif quantiser == NNCF_REAL:
+            yield from _nncfs(model, load_pictures(picture_files([self.train])[: self.count], model), folder)
+        else:
+            yield from _nncfs(model, gaussian_images(model, self.count, seed=seed), folder)
+
+
+def _psaqs(model: nn.Module, images: SyntheticImages, folder: Path) -> Iterator[tuple[str, Forward]]:
+    qmodel = quantize(model, images, Recipe.accurate(8, 8, scope="linear"), progress=True)
+    yield SIMULATION, qmodel
+    yield "torch, deployed", deploy(qmodel)
+    export_onnx(qmodel, folder / "any.onnx")
+    yield "onnxruntime, file for any runtime", session(folder / "any.onnx", ONNXRUNTIME)
+    yield "OpenVINO, file for any runtime", session(folder / "any.onnx", OPENVINO)
+    export_onnx(qmodel, folder / "onnxruntime.onnx", runtime="onnxruntime")
+    yield "onnxruntime, its own file", session(folder / "onnxruntime.onnx", ONNXRUNTIME)
+    export_onnx(qmodel, folder / "openvino.onnx", runtime="openvino")
+    yield "OpenVINO, its own file", session(folder / "openvino.onnx", OPENVINO)
+
+
+def _nncfs(model: nn.Module, images: Tensor, folder: Path) -> Iterator[tuple[str, Forward]]:
+    """Its usual recipe for transformers, on the float model as psaq exports it."""
+    try:
+        import nncf
+        import openvino
+    except ImportError as error:
+        raise PsaqError("nncf and openvino are not installed; run pip install nncf openvino") from error
+    qmodel = quantize(model, images[:1], Recipe.paper(8, 8, scope="linear"))
+    export_float_onnx(qmodel, folder / "float.onnx")
+    quantised = nncf.quantize(
+        openvino.Core().read_model(str(folder / "float.onnx")),
+        nncf.Dataset([image[None].numpy() for image in images]),
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER,
+    )
+    openvino.save_model(quantised, folder / "nncf.xml", compress_to_fp16=False)
+    yield "OpenVINO, its own file", session(folder / "nncf.xml", OPENVINO)
+
+
+def _row(
+    quantiser: str, seed: int, where: str, logits: Tensor, labels: Tensor, full: Tensor, simulated: Tensor | None
+) -> Row:
+    found, fp_top1 = compare(logits, labels, full), compare(full, labels).top1
+    assert found.agreement is not None
+    beside = math.nan if simulated is None else compare(logits, labels, simulated).agreement
+    assert beside is not None
+    figures = (found.top1, fp_top1, found.agreement, beside, found.n)
+    return Row(quantiser, seed, where, *figures, device_name("cpu"), " ".join(dot_products()) or "none")
+
+
+@torch.no_grad()
+def _logits(forward: Forward, images: Tensor, description: str) -> Tensor:
+    batches = progress_bar(images.split(_BATCH), description=description, unit="batch")
+    return torch.cat([forward(batch).float() for batch in batches])
+
+
+if __name__ == "__main__":
+    run_command(Runtimes)
