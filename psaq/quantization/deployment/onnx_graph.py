@@ -1,5 +1,6 @@
 """A fake-quantised model as an ONNX graph: QuantizeLinear and DequantizeLinear around float operators."""
 
+import copy
 import io
 import warnings
 from dataclasses import dataclass
