@@ -142,7 +142,7 @@ class PsaqQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `psaq.save` writes."""
         tensors, header = contents(model)
-        return tensors, file_metadata(KIND, header)
+        return tensors, file_metadata(KIND, header, tensors)
 
     def is_serializable(self) -> bool:
         """``save_pretrained`` writes what ``from_pretrained`` reads."""
