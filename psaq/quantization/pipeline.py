@@ -34,6 +34,7 @@ from psaq.quantization.quantizers.activations import activation_quantizer, obser
 from psaq.quantization.quantizers.observers import MinMaxObserver
 from psaq.quantization.quantizers.weights import quantised_points, weight_quantizer
 from psaq.quantization.recipes import Recipe
+from psaq.suggestions import did_you_mean
 
 
 def quantize(
@@ -174,8 +175,9 @@ def check_overrides(qmodel: nn.Module, recipe: Recipe) -> None:
     layers = {layer_of(point) for point in all_points(qmodel)}
     for pattern, _, _ in recipe.overrides:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
+            near = did_you_mean(pattern, layers)
             known = ", ".join(structure(qmodel).layers[:4])
-            raise PsaqError(f"override {pattern!r}: fits no layer of the model; its layers are {known}, …")
+            raise PsaqError(f"override {pattern!r}: fits no layer of the model{near}; its layers are {known}, …")
 
 
 def check_finite(model: nn.Module) -> None:
