@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for
+from psaq.images.plausible import check_enough, check_plausible
 from psaq.models.calling import run
 from psaq.models.data import find_data
 from psaq.models.image_format import imagenet_format
@@ -90,6 +91,8 @@ def prepared(
     wide = torch.promote_types(_type_of(model), torch.float32)
     originals = [batch.to(wide) for batch in batches_for(model, images, batch_size)]
     check_one_size(originals)
+    check_plausible(model, originals)
+    check_enough(sum(map(len, originals)), recipe.in_order)
     qmodel, trace = converted(model, originals[0])
     check_overrides(qmodel, recipe)
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
