@@ -60,7 +60,11 @@ def main() -> None:
         return
     name, options = _split_name(arguments)
     if name not in COMMANDS:
-        print(f"psaq: error: there is no command {name!r}\n\n{_overview()}", file=sys.stderr)
+        from psaq.suggestions import did_you_mean
+
+        print(
+            f"psaq: error: there is no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{_overview()}", file=sys.stderr
+        )
         raise SystemExit(2)
     run_command(_find(name), options, prog=f"psaq {name}")
 

@@ -18,9 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from psaq.digests import PARTS, WHOLE, json_digest, tensor_digests, what_differs
 from psaq.errors import PsaqError
 
 FORMAT_VERSION = 1
+_NAMES = ("psaq", "format_version", "header")
+_ALSO = {WHOLE, PARTS, "format"}
+"""What else a file's metadata may hold; "format" is what transformers adds."""
 PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
 """The endings of files that torch.save wrote."""
 
@@ -87,11 +91,32 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises PsaqError where it is absent or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refused)
     except OSError as error:
         raise PsaqError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise PsaqError(f"{path}: is damaged or not JSON ({error})") from error
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON with a digest of itself, whole or not at all."""
+    plain = json.loads(json.dumps(content))
+    write_json(path, {**plain, WHOLE: json_digest(plain)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote; a file from before digests is read without one.
+
+    Raises:
+        PsaqError: the file is absent, damaged, or not as it was written.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise PsaqError(f"{path}: is damaged (no names in it); remove it, or run again")
+    stated = content.pop(WHOLE, None)
+    if stated is not None and stated != json_digest(content):
+        raise PsaqError(f"{path}: is not as it was written (SHA-256); restore it, or remove it and run again")
+    return content
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], kind: str, header: Mapping[str, Any]) -> None:
@@ -99,28 +124,53 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], kind: str, hea
 
     ``kind`` says what the file holds ("images", "quantised model", …); `load_tensors` refuses any other.
     """
-    metadata = file_metadata(kind, header)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = file_metadata(kind, header, whole)
     write_whole(Path(path), lambda temporary: save_file(whole, temporary, metadata))
 
 
-def file_metadata(kind: str, header: Mapping[str, Any]) -> dict[str, str]:
-    """What a safetensors file of psaq's says of itself."""
-    return {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
+def file_metadata(kind: str, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What a safetensors file of psaq's says of itself, a digest of all that is in it included."""
+    metadata = {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
+    return {**metadata, **tensor_digests(tensors, _digested(metadata))}
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: the tensors and the header.
+    """Read what `save_tensors` wrote: the tensors and the header. A file from before digests is read without one.
 
     Raises:
-        PsaqError: the file is absent, damaged, of another kind, or of a newer format.
+        PsaqError: the file is absent, of another kind, of a newer format, or not as it was written.
     """
     tensors, metadata = read_safetensors(path)
     _check_metadata(Path(path), metadata, kind)
     try:
-        return tensors, json.loads(metadata["header"])
+        header = json.loads(metadata["header"], parse_constant=_refused)
     except (KeyError, ValueError) as error:
         raise PsaqError(f"{path}: its header is damaged ({error}); write the file anew") from error
+    if not isinstance(header, dict):
+        raise PsaqError(f"{path}: its header is damaged (no names in it); write the file anew")
+    _check_digest(Path(path), metadata, tensors)
+    return tensors, header
+
+
+def _digested(metadata: Mapping[str, str]) -> str:
+    """The part of the metadata that a digest covers."""
+    return "\n".join(metadata[name] for name in _NAMES)
+
+
+def _check_digest(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+    if WHOLE not in metadata and PARTS not in metadata:
+        return
+    differs = what_differs(metadata, tensors, _digested(metadata))
+    if differs is not None:
+        raise PsaqError(f"{path}: is not as it was written: {differs} differs (SHA-256); write or fetch it anew")
+
+
+def _refused(constant: str) -> float:
+    """For `json.loads`: an infinity may be a figure (a signal without noise), NaN is none."""
+    if constant == "NaN":
+        raise ValueError("NaN stands in it")
+    return float(constant)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -181,6 +231,9 @@ def _check_metadata(path: Path, metadata: Mapping[str, str], kind: str) -> None:
         raise PsaqError(
             f"{path}: has format {version}, newer than the {FORMAT_VERSION} read here; upgrade psaq to read it"
         )
+    unknown = metadata.keys() - _ALSO - {*_NAMES}
+    if unknown:
+        raise PsaqError(f"{path}: its metadata has {min(unknown)!r}, which is unknown here; write the file anew")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,8 +1,10 @@
 """A run's folder: the configuration, seed, versions, device, timings and results that let it be repeated."""
 
+import hashlib
+import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
@@ -13,7 +15,7 @@ import torch
 
 from psaq.distributed import is_first
 from psaq.errors import PsaqError
-from psaq.files import make_folder, read_json, write_json
+from psaq.files import make_folder, read_record, write_record
 
 RUN_FILE = "run.json"
 
@@ -36,6 +38,7 @@ class RunFolder:
             "device": device_name(),
             "timings": {},
             "results": {},
+            "files": {},
         }
         self._continue_previous()
         self._write()
@@ -48,30 +51,54 @@ class RunFolder:
         self.record["timings"][step] = round(time.perf_counter() - started, 3)
 
     def finish(self, results: dict[str, Any]) -> Path:
-        """Record the results and the total time. Returns the path of ``run.json``."""
+        """Record the results, the total time and what the tables hold. Returns the path of ``run.json``."""
         self.record["results"] = as_json(results)
         self.record["timings"]["total"] = round(time.perf_counter() - self._started, 3)
+        self.record["files"] = {file.name: _digest(file) for file in sorted(self.path.glob("*.csv"))}
         return self._write()
 
     def _continue_previous(self) -> None:
         """Keep what an earlier start of the same run has recorded; refuse any other run."""
-        file = self.path / RUN_FILE
-        if not file.exists():
+        if not (self.path / RUN_FILE).exists():
             return
-        previous = read_json(file)
+        previous = read_run(self.path)
         for part in ("command", "config", "seed"):
             if previous.get(part) != self.record[part]:
                 raise PsaqError(
                     f"{self.path}: holds a run with another {part} "
                     f"({difference(previous.get(part), self.record[part])}); name another folder or remove this one"
                 )
-        self.record |= {part: previous.get(part, {}) for part in ("timings", "results")}
+        self.record |= {part: previous.get(part, {}) for part in ("timings", "results", "files")}
 
     def _write(self) -> Path:
         path = self.path / RUN_FILE
         if is_first():
-            write_json(path, self.record)
+            write_record(path, self.record)
         return path
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of the run in ``folder``.
+
+    Raises:
+        PsaqError: there is none, it is not as it was written, or it is no run's record.
+    """
+    file = folder / RUN_FILE
+    if not file.exists():
+        raise PsaqError(f"{folder}: holds no {RUN_FILE}; name the folder of a run")
+    record = read_record(file)
+    record.setdefault("files", {})  # which records from before digests do not name
+    wrong = [part for part in (*_PARTS, *record) if part not in _PARTS or not _PARTS[part](record.get(part, ...))]
+    if wrong:
+        raise PsaqError(f"{file}: is no run's record ({wrong[0]} is unknown, missing or wrong); remove it, run again")
+    return record
+
+
+def check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Raises PsaqError, naming it, where a table in ``folder`` is not as the run's record says that it was written."""
+    for name, digest in record["files"].items():
+        if (folder / name).exists() and _digest(folder / name) != digest:
+            raise PsaqError(f"{folder / name}: is not as the run wrote it (SHA-256); give the run's command again")
 
 
 def versions() -> dict[str, str]:
@@ -88,13 +115,15 @@ def device_name(device: torch.device | str | None = None) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, paths and tuples as what JSON has for them."""
+    """Dataclasses, paths and tuples as what JSON has for them; None for NaN, which it has not."""
     if is_dataclass(value) and not isinstance(value, type):
         return as_json(asdict(value))
     if isinstance(value, dict):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 
@@ -103,6 +132,35 @@ def difference(previous: Any, current: Any) -> str:
     before, after = dict(_settings(previous)), dict(_settings(current))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:3])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_names_and(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "command": _is_text,
+    "config": lambda value: isinstance(value, dict),
+    "seed": lambda value: value is None or type(value) is int,
+    "versions": _is_names_and(_is_text),
+    "device": _is_text,
+    "timings": _is_names_and(_is_seconds),
+    "results": lambda value: isinstance(value, dict),
+    "files": _is_names_and(_is_text),
+}
+"""What a record holds, and what each part of it must be."""
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

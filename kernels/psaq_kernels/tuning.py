@@ -3,18 +3,21 @@
 A table is one JSON file per device, in the user's cache directory ($PSAQ_CACHE_DIR/tuned, by default
 ~/.cache/psaq/tuned) or among those the package ships (``tuned/``). An entry is found by operation, source hash and
 shape bucket: first for the same device and Triton version, then for the same capability, and where there is none the
-operation's static heuristic decides. Looking up never measures anything; `psaq tune` writes the tables.
+operation's static heuristic decides. Looking up never measures anything; `psaq tune` writes the tables, each with a
+digest of its entries.
 """
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from psaq_kernels.devices import DeviceLimits, device_limits
 from psaq_kernels.tunable import Config, Problem, Tunable
 
 FORMAT = 1
+_MOST_WARPS, _MOST_STAGES, _LARGEST = 32, 16, 1 << 20
+"""Beyond what any device takes."""
 SHIPPED = Path(__file__).parent / "tuned"
 
 
@@ -57,9 +62,21 @@ def _configuration(tunable: Tunable, problem_items: tuple[tuple[str, int | str],
     problem = dict(problem_items)
     default = tunable.default(problem, limits)
     for entry in _matching(tunable, tunable.bucket(problem), limits):
-        if entry.config.constants.keys() == default.constants.keys():
+        if _kinds(entry.config) != _kinds(default):
+            continue
+        if entry.config.num_warps <= limits.max_warps:
             return entry.config
+        warnings.warn(
+            f"the tuned {entry.config} of {entry.operation} has more than the device's {limits.max_warps} warps "
+            "and is ignored; run `psaq tune`",
+            stacklevel=2,
+        )
     return default
+
+
+def _kinds(config: Config) -> dict[str, type]:
+    """The constants of a configuration and what they are."""
+    return {name: type(value) for name, value in config.constants.items()}
 
 
 def _matching(tunable: Tunable, bucket: str, limits: DeviceLimits) -> list[Entry]:
@@ -98,11 +115,16 @@ def table_path(folder: Path, device_name: str) -> Path:
 
 
 def read_table(path: Path) -> list[Entry]:
-    """The entries of one file; none, and a warning, where it is truncated, foreign or of a newer format."""
+    """The entries of one file; none, and a warning, where it is truncated, foreign, of a newer format, not as it was
+    written, or says what no kernel can be launched with."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+        # Tables from before digests have none.
+        if content.get("sha256", digest := _digest(content["entries"])) != digest:
+            raise ValueError("it is not as it was written (SHA-256)")
+        _check_names(content, {"format", "entries"}, {"sha256"})
         return [_entry(item) for item in content["entries"]]
     except FileNotFoundError:
         return []
@@ -116,7 +138,8 @@ def merge_into_table(path: Path, entries: Iterable[Entry]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")):
         merged = {entry.key: entry for entry in (*read_table(path), *entries)}
-        content = {"format": FORMAT, "entries": [asdict(merged[key]) for key in sorted(merged)]}
+        items = [asdict(merged[key]) for key in sorted(merged)]
+        content = {"format": FORMAT, "entries": items, "sha256": _digest(items)}
         _write_whole(path, json.dumps(content, indent=1) + "\n")
     forget_tables()
 
@@ -135,19 +158,49 @@ def _all_entries() -> tuple[Entry, ...]:
 
 
 def _entry(item: Mapping[str, Any]) -> Entry:
-    texts = {name: str(item[name]) for name in ("operation", "bucket", "source", "triton", "device", "capability")}
+    _check_names(item, {field.name for field in fields(Entry)})
+    _check_names(item["config"], {field.name for field in fields(Config)})
+    texts = {name: item[name] for name in ("operation", "bucket", "source", "triton", "device", "capability")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is a text, not {text!r}")
     config = Config(
-        constants={str(name): _constant(value) for name, value in item["config"]["constants"].items()},
-        num_warps=int(item["config"]["num_warps"]),
-        num_stages=int(item["config"]["num_stages"]),
+        constants={name: _constant(value) for name, value in item["config"]["constants"].items()},
+        num_warps=_whole("num_warps", item["config"]["num_warps"], _MOST_WARPS),
+        num_stages=_whole("num_stages", item["config"]["num_stages"], _MOST_STAGES),
     )
-    return Entry(**texts, config=config, default_us=float(item["default_us"]), best_us=float(item["best_us"]))
+    if config.num_warps & (config.num_warps - 1):
+        raise ValueError(f"num_warps is a power of two, not {config.num_warps}")
+    return Entry(**texts, config=config, default_us=_time(item["default_us"]), best_us=_time(item["best_us"]))
+
+
+def _check_names(item: Mapping[str, Any], wanted: set[str], optional: Iterable[str] = ()) -> None:
+    wrong = item.keys() - wanted - {*optional} | wanted - item.keys()
+    if wrong:
+        raise ValueError(f"{min(wrong)} is unknown or missing")
 
 
 def _constant(value: Any) -> int | str:
-    if not isinstance(value, int | str):
-        raise TypeError(f"a kernel constant is an integer or a name, not {value!r}")
+    return value if isinstance(value, str) else _whole("a kernel constant", value, _LARGEST)
+
+
+def _whole(name: str, value: Any, most: int) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} is within [0, {most}], not {value}")
     return value
+
+
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"a time is a positive number of microseconds, not {value!r}")
+    return float(value)
+
+
+def _digest(items: Any) -> str:
+    """The SHA-256 of entries, however their file is indented."""
+    return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

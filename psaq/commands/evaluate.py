@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from psaq.commands.quantize import MODEL_FILE
 from psaq.distributed import is_first, together
 from psaq.errors import PsaqError
 from psaq.evaluation import Report, collect_logits, compare
+from psaq.images.folder import counted
 from psaq.images.imagenet import imagenet
 from psaq.images.scenes import SceneDataset
 from psaq.models.micro import MICRO_MODELS
@@ -58,10 +60,14 @@ class Evaluate:
         if quantized is not None:
             answers, _ = self._logits(quantized, dataset, "Quantised")
             reports["quantized"] = compare(answers, labels, logits, has_classes)
+        passed_over = getattr(dataset, "passed_over", None)
         if is_first():
             self._print(reports)
+            if passed_over:
+                print(f"{self.images}: {counted(passed_over)}")
         if run is not None:
-            run.finish({name: report.as_dict() for name, report in reports.items()})
+            results: dict[str, Any] = {name: report.as_dict() for name, report in reports.items()}
+            run.finish(results | ({"passed over": dict(passed_over)} if passed_over else {}))
 
     def _dataset(self, model: nn.Module) -> Dataset[tuple[Tensor, int]]:
         if self.images is not None:

@@ -28,6 +28,7 @@ from psaq.models.zoo import TABLE1_MODELS, load_model, named_source
 from psaq.quantization.recipes import RECIPES, parse_precision
 from psaq.reports import write_report
 from psaq.runs import RunFolder
+from psaq.suggestions import did_you_mean
 from psaq.synthesis import SynthesisConfig
 
 Method = Literal["Standard", "Gaussian", "PSAQ"]
@@ -176,7 +177,7 @@ class Table1:
             named_source(name)
         for recipe in self.recipes:
             if recipe not in RECIPES:
-                raise PsaqError(f"recipe {recipe!r}: there is none of that name; choose from {', '.join(RECIPES)}")
+                raise PsaqError(f"recipe {recipe!r}: there is none of that name{did_you_mean(recipe, RECIPES)}")
             for bits in self.bits:
                 RECIPES[recipe](*parse_precision(bits))
         for option in ("models", "recipes", "bits", "methods", "seeds"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from psaq.errors import PsaqError
 from psaq.evaluation import Report
-from psaq.files import read_json, write_json
+from psaq.files import read_record, write_record
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
 from psaq.runs import as_json, difference
 
@@ -54,13 +54,13 @@ class CellStore:
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, whole or not at all."""
-        write_json(self._file(result.cell), {**asdict(result), "quantiser": as_json(result.cell.quantiser)})
+        write_record(self._file(result.cell), {**asdict(result), "quantiser": as_json(result.cell.quantiser)})
 
     def read(self, cell: Cell) -> Result:
         """A finished cell. Raises PsaqError where its file is damaged, another cell's, or of a time when the recipe of
         that name was another."""
         file = self._file(cell)
-        content = read_json(file)
+        content = read_record(file)
         try:
             result = Result(
                 Cell(**content["cell"]), Report(**content["report"]), content["fp_top1"], content["weights"]

@@ -21,7 +21,6 @@ from psaq.errors import PsaqError
 from psaq.evaluation import collect_logits, compare
 from psaq.experiments.image_variants import OBJECTIVES
 from psaq.experiments.rows import read_rows, write_rows
-from psaq.files import read_json
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
@@ -32,7 +31,7 @@ from psaq.models.zoo import data_config, load_model
 from psaq.progress import progress_bar
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
-from psaq.runs import RUN_FILE, RunFolder, device_name
+from psaq.runs import RunFolder, device_name, read_run
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import load_finished
 from psaq.synthesis.loop import Synthesis
@@ -177,7 +176,7 @@ class Bench:
         config = SynthesisConfig(**{"seed": seed, **CHANGES[change]})
         folder = self.options.runs / f"{change.replace(' ', '_')}-seed{seed}"
         made = self._synthesised(folder, OBJECTIVES.get(change, Synthesis), config)
-        minutes = read_json(folder / RUN_FILE)["results"].get(CORE_MINUTES, math.nan)
+        minutes = read_run(folder)["results"].get(CORE_MINUTES, math.nan)
         return ImageSet(made.images, config.rounds * config.steps, minutes, made.provenance["device"])
 
     def _reference_images(self, name: str, seed: int, count: int) -> Float[Tensor, "images 3 height width"]:

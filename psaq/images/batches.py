@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.data import data_config, find_data
 
@@ -41,8 +42,11 @@ def image_batches(
 
 
 def batches_for(model: nn.Module, images: CalibrationImages, batch_size: int) -> Iterator[Images]:
-    """`image_batches` on the model's device, in its type, with its number of channels where that is known."""
+    """`image_batches` on the model's device, in its type, with its number of channels where that is known; images that
+    were synthesised from another model in this one's normalisation."""
     config = find_data(model)
+    if config is not None and isinstance(images, SyntheticImages):
+        images = normalised_for(model, images)
     yield from image_batches(images, batch_size, next(model.parameters()), None if config is None else config.channels)
 
 

@@ -1,5 +1,6 @@
 """Image folders: ImageNet by wnid, complete or partial, or a folder per class in the model's order."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from psaq.errors import PsaqError
+from psaq.images.folder import IMAGE_SUFFIXES, counted, find_pictures
 from psaq.images.hugging_face import hugging_face_images, is_hugging_face
 from psaq.images.preprocessing import preprocessing_for, read_image
 from psaq.models.zoo import num_classes
-
-IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+from psaq.progress import note
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
@@ -23,11 +24,18 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         samples: each image's file and class index, in sorted path order.
+        passed_over: pictures beside them that are not read, by their ending.
     """
 
-    def __init__(self, samples: list[tuple[Path, int]], preprocess: Callable[[Image.Image], Tensor]):
+    def __init__(
+        self,
+        samples: list[tuple[Path, int]],
+        preprocess: Callable[[Image.Image], Tensor],
+        passed_over: Counter[str] | None = None,
+    ):
         self.samples = samples
         self.preprocess = preprocess
+        self.passed_over = passed_over or Counter()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -48,16 +56,20 @@ def imagenet(root: Path | str, model: nn.Module, crop_pct: float | None = None) 
         crop_pct: part of the resized image's side that the centre crop keeps; None takes the model's own.
 
     Raises:
-        PsaqError: no such folder, no images in it, or classes that are not the model's.
+        PsaqError: no such folder, no images in it, a link that leads nowhere, or classes that are not the model's.
     """
     root = Path(root)
     if is_hugging_face(root):
         return hugging_face_images(root, model, "validation", crop_pct)
     labels = _class_indices(root, num_classes(model))
-    samples = [(file, label) for folder, label in labels.items() for file in _image_files(folder)]
+    found = {label: find_pictures(folder) for folder, label in labels.items()}
+    samples = [(file, label) for label, pictures in found.items() for file in pictures.files]
     if not samples:
         raise PsaqError(f"{root}: its class folders hold no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return ImageFolder(samples, preprocessing_for(model, crop_pct))
+    passed_over = sum((pictures.passed_over for pictures in found.values()), Counter[str]())
+    if passed_over:
+        note(f"{root}: {len(samples)} images, {counted(passed_over)}: psaq reads {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return ImageFolder(samples, preprocessing_for(model, crop_pct), passed_over)
 
 
 @cache
@@ -87,7 +99,3 @@ def _class_folders(root: Path) -> list[Path]:
     if not folders:
         raise PsaqError(f"{root}: holds no class folders; expected one folder of images per class")
     return folders
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.images.imagenet import IMAGE_SUFFIXES
+from psaq.images.folder import IMAGE_SUFFIXES, counted, find_pictures
 from psaq.images.preprocessing import preprocessing_for, read_image
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
+from psaq.progress import note
 
 
 def load_pictures(
@@ -47,10 +48,12 @@ def _files_of(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise PsaqError(f"{path}: there is no such picture or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if not files:
+    found = find_pictures(path)
+    if not found.files:
         raise PsaqError(f"{path}: holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
-    return files
+    if found.passed_over:
+        note(f"{path}: {len(found.files)} pictures, {counted(found.passed_over)}")
+    return found.files
 
 
 def _spread(files: list[Path], count: int) -> list[Path]:

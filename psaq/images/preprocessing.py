@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -67,9 +68,15 @@ def preprocessing_for(model: nn.Module, crop_pct: float | None = None) -> Prepro
 
 
 def read_image(source: Path | IO[bytes], name: str) -> Image.Image:
-    """An image in RGB. Raises PsaqError, naming it by ``name``, where it is damaged."""
+    """An image in RGB, of a file of several the first. Raises PsaqError, naming it by ``name``, where it is damaged, or
+    does not say which of its numbers are black and white."""
     try:
         with Image.open(source) as image:
+            if image.mode.startswith("I;16"):  # convert would take all above 255 for white
+                levels = np.asarray(image).astype(np.float64) / 257
+                return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels are 32-bit numbers, and nothing says which are black and white")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PsaqError(f"{name}: is not an image that can be read ({error}); replace or remove it") from error

@@ -1,5 +1,6 @@
 """Synthesised images and all that is known of how they came about."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from psaq.files import load_tensors, make_folder, save_tensors, write_whole
 
 KIND = "synthetic images"
 FILE_NAME = "images.safetensors"
+_LEVEL = 1 / 255
 NO_CLASS = -1
 """The label of an image that was synthesised for no class."""
 
@@ -78,15 +80,17 @@ def load_images(path: Path | str) -> SyntheticImages:
     """Read what `SyntheticImages.save` wrote, from the folder or the safetensors file itself.
 
     Raises:
-        PsaqError: there is no such file, or it is damaged, newer, or holds something else.
+        PsaqError: there is no such file, or it is damaged, newer, or holds something else, or no such images can be.
     """
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
     tensors, header = load_tensors(file, KIND)
-    if "images" not in tensors or "labels" not in tensors or not {"mean", "std"} <= header.keys():
-        raise PsaqError(f"{file}: lacks images, labels, mean or std; synthesise anew")
     history = {name.removeprefix("history."): t for name, t in tensors.items() if name.startswith("history.")}
-    return SyntheticImages(
+    unknown = [*(tensors.keys() - {"images", "labels", "film", *(f"history.{name}" for name in history)})]
+    unknown += header.keys() - {"mean", "std", "provenance"}
+    if unknown or not {"images", "labels"} <= tensors.keys() or not {"mean", "std"} <= header.keys():
+        raise PsaqError(f"{file}: lacks images, labels, mean or std, or holds something else; synthesise anew")
+    images = SyntheticImages(
         images=tensors["images"],
         labels=tensors["labels"],
         mean=tuple(header["mean"]),
@@ -95,6 +99,44 @@ def load_images(path: Path | str) -> SyntheticImages:
         film=tensors.get("film"),
         provenance=header.get("provenance", {}),
     )
+    wrong = next((what for what, is_right in _invariants(images) if not is_right), None)
+    if wrong is not None:
+        raise PsaqError(f"{file}: is damaged: {wrong}; synthesise anew")
+    return images
+
+
+def _invariants(found: SyntheticImages) -> Iterator[tuple[str, bool]]:
+    """What holds of all images that psaq makes, each with whether it does; a later one counts on those before it."""
+    yield "mean and std are no positive numbers", _are_statistics(found.mean, found.std)
+    images, labels, film = found.images, found.labels, found.film
+    yield "the images are no floats (images, channels, height, width)", images.ndim == 4 and images.is_floating_point()
+    yield "mean and std are of other channels than the images", images.shape[1] == len(found.mean)
+    yield "there are other labels than images", labels.shape == images.shape[:1] and labels.dtype == torch.int64
+    yield f"a label is below {NO_CLASS}", bool((labels >= NO_CLASS).all())
+    yield "the images hold NaN or infinity", bool(images.isfinite().all())
+    yield "a loss is NaN or infinite", all(bool(values.isfinite().all()) for values in found.history.values())
+    yield "the losses are of different steps", len({tuple(values.shape) for values in found.history.values()}) <= 1
+    if film is not None:
+        yield "the film is of other pictures", film.dtype == torch.uint8 and film.shape[3:] == images.shape[2:]
+    yield "the provenance has no names", isinstance(found.provenance, dict)
+    yield "the images reach beyond black and white", not _keeps_to_pixels(found) or _within_pixels(found)
+
+
+def _are_statistics(mean: tuple[Any, ...], std: tuple[Any, ...]) -> bool:
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (*mean, *std))
+    return numbers and len(mean) == len(std) > 0 and min(std) > 0
+
+
+def _keeps_to_pixels(found: SyntheticImages) -> bool:
+    """Whether the images were clipped to black and white of their own mean and std."""
+    config = found.provenance.get("config")
+    return isinstance(config, dict) and config.get("pixel_range") == "sound"
+
+
+def _within_pixels(found: SyntheticImages) -> bool:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (found.mean, found.std))
+    pixels = found.images.float() * std + mean
+    return not len(pixels) or bool(pixels.min() >= -_LEVEL and pixels.max() <= 1 + _LEVEL)
 
 
 def true_colours(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from psaq.errors import PsaqError
+from psaq.models.borrowing import borrowed, only_here
 from psaq.models.calling import run
 from psaq.models.data import data_config
 from psaq.models.opened import opened
@@ -120,21 +121,23 @@ class PatchFeatureRecorder:
     def attached(self) -> Iterator[None]:
         """Record while the block is open; the hooks go when it closes, also on an error."""
         handles: list[torch.utils.hooks.RemovableHandle] = []
-        try:
-            handles.extend(self._attach())
-            with self._lent if self._lent.readers else nullcontext():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with borrowed(self.model):
+            try:
+                handles.extend(self._attach())
+                with self._lent if self._lent.readers else nullcontext():
+                    yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def _attach(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
         body = getattr(self.model, "psaq_body", self.model)
-        yield self.model.register_forward_pre_hook(self._start, with_kwargs=True)
+        yield self.model.register_forward_pre_hook(only_here(self._start), with_kwargs=True)
         for site in self.sites:
             layer = body.get_submodule(site.layer)
             # Where the layer is asked itself, as in a quantised model, the function mode above sees no call of it.
-            yield layer.register_forward_pre_hook(lambda _, inputs, site=site: self._record(inputs[0], site))
+            record = only_here(lambda _, inputs, site=site: self._record(inputs[0], site))
+            yield layer.register_forward_pre_hook(record)
 
     def _start(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._images = len(next(iter((*args, *kwargs.values()))))

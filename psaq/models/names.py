@@ -8,6 +8,7 @@ import timm
 from psaq.errors import PsaqError
 from psaq.models.micro import MICRO_MODELS, micro_architecture
 from psaq.models.sources import ModelSource
+from psaq.suggestions import did_you_mean
 
 TABLE1_MODELS = {
     "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
@@ -29,9 +30,15 @@ def timm_source(name: str, architecture: Mapping[str, Any] | None = None) -> Mod
         return ModelSource(name, tag, {**micro_options, **options})
     tag = TABLE1_MODELS.get(name, name)
     if not timm.is_model(tag.split(".")[0]):
-        known = ", ".join([*TABLE1_MODELS, *MICRO_MODELS])
+        known = [*TABLE1_MODELS, *MICRO_MODELS]
         raise PsaqError(
-            f"model {name!r}: neither psaq nor timm knows it; psaq's own names are {known}; "
-            "others are transformers:NAME-OR-FOLDER and FILE.py:FUNCTION"
+            f"model {name!r}: neither psaq nor timm knows it{_meant(name, known)}; psaq's own names are "
+            f"{', '.join(known)}; others are transformers:NAME-OR-FOLDER and FILE.py:FUNCTION"
         )
     return ModelSource(name, tag, options)
+
+
+def _meant(name: str, own: list[str]) -> str:
+    """psaq's name or, where none is near, timm's, its tag as it was given."""
+    architecture, dot, tag = name.partition(".")
+    return did_you_mean(name, [*own, *(f"{known}{dot}{tag}" for known in timm.list_models())]) if architecture else ""

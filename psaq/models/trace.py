@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from psaq.errors import PsaqError
+from psaq.models.borrowing import borrowed, only_here
 from psaq.models.calling import run, takes, tensors_of
 from psaq.models.operations import (
     KINDS,
@@ -155,6 +156,11 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     Raises:
         PsaqError: the model does not take such images.
     """
+    with borrowed(model):
+        return _traced(model, images)
+
+
+def _traced(model: nn.Module, images: Tensor) -> Trace:
     found = Trace(images=len(images), image_size=(images.shape[-2], images.shape[-1]))
     recorder = _Recorder(found, model, images)
     training = [module for module in model.modules() if module.training]
@@ -206,8 +212,8 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def _announced(self, name: str, module: nn.Module) -> Iterator[None]:
-        enter = module.register_forward_pre_hook(lambda *_: self._enter(name, "forward"), prepend=True)
-        leave = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
+        enter = module.register_forward_pre_hook(only_here(lambda *_: self._enter(name, "forward")), prepend=True)
+        leave = module.register_forward_hook(only_here(lambda *_: self._leave()), always_call=True)
         inner = getattr(module, "forward_features", None)
         if callable(inner):
             object.__setattr__(module, "forward_features", self._scoped(name, inner))
@@ -219,12 +225,14 @@ class _Recorder(TorchFunctionMode):
             vars(module).pop("forward_features", None)
 
     def _scoped(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        enter, leave = only_here(self._enter), only_here(self._leave)
+
         def scoped(*args: Any, **kwargs: Any) -> Any:
-            self._enter(name, "forward_features")
+            enter(name, "forward_features")
             try:
                 return method(*args, **kwargs)
             finally:
-                self._leave()
+                leave()
 
         return scoped
 

@@ -17,6 +17,7 @@ from psaq.progress import note
 from psaq.quantization.hugging_face.folder import is_folder_for, weights_file, write_folder
 from psaq.quantization.hugging_face.registration import own_way_to_save
 from psaq.quantization.model.conversion import converted, own_copy
+from psaq.quantization.sound import check_header
 from psaq.quantization.stored import KIND, add_structure, contents, data_of, errors_of, furnish, misfit, unpacked
 from psaq.quantization.upgrade import upgraded
 
@@ -65,6 +66,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 
 def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.Module | None) -> nn.Module:
+    check_header(header)
     if "structure" in header:
         qmodel = own_copy(_architecture(header, meta=True) if model is None else model)
         add_structure(qmodel, header)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for
+from psaq.images.plausible import check_enough, check_plausible
 from psaq.models.calling import run
 from psaq.models.data import find_data
 from psaq.models.image_format import imagenet_format
@@ -34,6 +35,7 @@ from psaq.quantization.quantizers.activations import activation_quantizer, obser
 from psaq.quantization.quantizers.observers import MinMaxObserver
 from psaq.quantization.quantizers.weights import quantised_points, weight_quantizer
 from psaq.quantization.recipes import Recipe
+from psaq.suggestions import did_you_mean
 
 
 def quantize(
@@ -89,6 +91,8 @@ def prepared(
     wide = torch.promote_types(_type_of(model), torch.float32)
     originals = [batch.to(wide) for batch in batches_for(model, images, batch_size)]
     check_one_size(originals)
+    check_plausible(model, originals)
+    check_enough(sum(map(len, originals)), recipe.in_order)
     qmodel, trace = converted(model, originals[0])
     check_overrides(qmodel, recipe)
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
@@ -174,8 +178,9 @@ def check_overrides(qmodel: nn.Module, recipe: Recipe) -> None:
     layers = {layer_of(point) for point in all_points(qmodel)}
     for pattern, _, _ in recipe.overrides:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
+            near = did_you_mean(pattern, layers)
             known = ", ".join(structure(qmodel).layers[:4])
-            raise PsaqError(f"override {pattern!r}: fits no layer of the model; its layers are {known}, …")
+            raise PsaqError(f"override {pattern!r}: fits no layer of the model{near}; its layers are {known}, …")
 
 
 def check_finite(model: nn.Module) -> None:

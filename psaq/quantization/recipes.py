@@ -11,6 +11,7 @@ from typing import Any, Literal
 from psaq.errors import PsaqError
 from psaq.quantization.model.points import SCOPES, Scope
 from psaq.quantization.quantizers.affine import check_bits
+from psaq.suggestions import did_you_mean
 
 _FEW_BITS = 4
 """Up to here activations are clipped, and attention stays as it is for weights. Tried on a DeiT-Tiny: clipping costs
@@ -86,7 +87,7 @@ class Recipe:
         object.__setattr__(self, "overrides", _overrides(self.overrides))
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise PsaqError(f"{field} {getattr(self, field)!r}: choose from {', '.join(allowed)}")
+                raise PsaqError(f"{field} {(value := getattr(self, field))!r}{did_you_mean(str(value), allowed)}")
         self._check_switches_and_numbers()
 
     def _check_switches_and_numbers(self) -> None:

@@ -23,6 +23,7 @@ from psaq.quantization.pipeline import left_out
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.sound import check_data, check_description, check_integers, check_numbers, check_structure
 from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"
@@ -66,29 +67,32 @@ def add_structure(model: nn.Module, header: Mapping[str, Any]) -> None:
     missing += [name for name in found.layers if name not in modules or not is_layer(modules[name])]
     if missing:
         raise misfit(model, f"it has no {min(missing)}")
+    sites = [FeatureSite(**site) for site in header["sites"]]
+    check_structure(model, found, sites)
     add_points(model, found)
-    model.psaq_sites = [FeatureSite(**site) for site in header["sites"]]  # type: ignore[assignment]
+    model.psaq_sites = sites  # type: ignore[assignment]
 
 
 def data_of(header: Mapping[str, Any]) -> DataConfig:
     """The images that the saved model took."""
     data = DataConfig(**header["data"])
-    return replace(data, image_size=square(data.image_size), mean=tuple(data.mean), std=tuple(data.std))
+    data = replace(data, image_size=square(data.image_size), mean=tuple(data.mean), std=tuple(data.std))
+    check_data(data)
+    return data
 
 
 def furnish(qmodel: nn.Module, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Give a model with points all that the header says and a place for every tensor.
-
-    Args:
-        tensors: the file's; of all but uneven quantisers' only the shapes count.
-    """
+    """Give a model with points all that the header says and a place for every tensor of the file. Raises PsaqError
+    where a number or a word of them cannot be meant."""
     _check_points(qmodel, header["points"])
     _add_biases(qmodel, tensors)
     _add_pixels(qmodel, tensors)
     for name, description in header["points"].items():
+        check_description(name, description)
         qmodel.set_submodule(name, _blank(description, tensors, name))
-    qmodel.psaq_recipe = Recipe(**header["recipe"])  # type: ignore[assignment]
+    qmodel.psaq_recipe = recipe = Recipe(**header["recipe"])  # type: ignore[assignment]
     qmodel.psaq_left_out = dict(header.get("left_out", {}))  # type: ignore[assignment]
+    check_numbers(qmodel, tensors, header["points"], recipe)
 
 
 def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -154,7 +158,12 @@ def unpacked(
         stored, shape = tensors[weight], layer.rows(layer.weight).shape
         if stored.shape != packed_shape(qmodel, name):
             raise misfit(qmodel, f"{weight} is {tuple(stored.shape)}, not {packed_shape(qmodel, name)}")
+        if quantizer.per_channel and quantizer.scale.shape != shape[:1]:
+            raise misfit(qmodel, f"{name}.scale is {tuple(quantizer.scale.shape)}, not {tuple(shape[:1])}")
+        if stored.dtype != (kind := torch.uint8 if quantizer.bits <= NIBBLE_BITS else torch.int8):
+            raise misfit(qmodel, f"{weight} is {stored.dtype}, not {kind}")
         integers = unpack_nibbles(stored, shape[1:].numel()) if quantizer.bits <= NIBBLE_BITS else stored
+        check_integers(weight, quantizer, integers)
         yield weight, layer.from_rows(quantizer.real(integers.view(shape)))
 
 

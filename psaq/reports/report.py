@@ -6,10 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from psaq.errors import PsaqError
-from psaq.files import read_json, write_text
+from psaq.files import write_text
 from psaq.reports import sections
-from psaq.runs import RUN_FILE
+from psaq.runs import check_files, read_run
 
 REPORT_FILE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -31,12 +30,8 @@ def write_report(folder: Path | str) -> Path:
 
 
 def _record(folder: Path) -> Mapping[str, Any]:
-    file = folder / RUN_FILE
-    if not file.exists():
-        raise PsaqError(f"{folder}: holds no {RUN_FILE}; name the folder of a run")
-    record = read_json(file)
-    if not isinstance(record, Mapping) or "command" not in record:
-        raise PsaqError(f"{file}: does not say which command ran; it is no run's record")
+    record = read_run(folder)
+    check_files(folder, record)
     return record
 
 

@@ -18,6 +18,7 @@ from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
+from psaq.models.borrowing import borrowed
 from psaq.models.calling import logits_of, run
 from psaq.models.features import PatchFeatureRecorder, example_image, record_patch_features
 from psaq.models.fingerprint import fingerprint
@@ -308,13 +309,14 @@ def _classes(model: nn.Module) -> int | None:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside the block; afterwards everything as it was."""
-    training = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, gradient in wanted.items():
-            parameter.requires_grad_(gradient)
+    with borrowed(model):
+        training = {module: module.training for module in model.modules()}
+        wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        try:
+            model.eval().requires_grad_(False)
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+            for parameter, gradient in wanted.items():
+                parameter.requires_grad_(gradient)

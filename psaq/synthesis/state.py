@@ -1,7 +1,7 @@
 """The state of a batch's synthesis, on disk as it is in memory: killed, it goes on as if it had not been."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,42 @@ class BatchState:
         save_tensors(path, tensors, KIND, {"identity": identity, "step": self.step})
 
 
+_TENSORS = {field.name for field in fields(BatchState)} - {"step"}
+
+
 def load_batch(path: Path, identity: Mapping[str, Any], device: torch.device) -> BatchState:
     """Read a checkpoint of the batch that ``identity`` describes.
 
     Raises:
-        PsaqError: the file is damaged, or belongs to a run with another model or configuration.
+        PsaqError: the file is damaged, belongs to a run with another model or configuration, or holds what no run
+            comes to.
     """
     tensors, header = load_tensors(path, KIND)
-    found = header.get("identity", {})
+    found = header.get("identity")
+    if not isinstance(found, dict) or header.keys() != {"identity", "step"} or tensors.keys() != _TENSORS:
+        raise PsaqError(f"{path}: lacks a part, or holds something else; remove it to start again")
     differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
     if differing:
         raise PsaqError(
             f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
         )
-    try:
-        return BatchState(**{name: tensor.to(device) for name, tensor in tensors.items()}, step=header["step"])
-    except (KeyError, TypeError) as error:
-        raise PsaqError(f"{path}: lacks {error}; remove it to start again") from error
+    batch = BatchState(**{name: tensor.to(device) for name, tensor in tensors.items()}, step=header["step"])
+    wrong = next((what for what, is_right in _invariants(batch) if not is_right), None)
+    if wrong is not None:
+        raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
+    return batch
+
+
+def _invariants(batch: BatchState) -> Iterator[tuple[str, bool]]:
+    """What holds of every state, each with whether it does; a later one counts on those before it."""
+    pixels, moments, history, film = batch.pixels, (batch.mean_gradient, batch.mean_square), batch.history, batch.film
+    floats = all(tensor.dtype == torch.float32 for tensor in (pixels, *moments, history))
+    yield "it holds other types", floats and batch.labels.dtype == torch.int64 and film.dtype == torch.uint8
+    yield "it holds other shapes", pixels.ndim == 4 and all(moment.shape == pixels.shape for moment in moments)
+    yield "it holds other labels than images", batch.labels.shape == pixels.shape[:1]
+    yield "it holds other losses", history.ndim == 2 and history.shape[1] == len(LOSSES)
+    yield "it holds another film", film.ndim == 5 and film.shape[2] == 3 and film.shape[3:] == pixels.shape[2:]
+    yield "its step is none of its steps", type(batch.step) is int and 0 <= batch.step <= len(history)
+    for name in ("pixels", "mean_gradient", "mean_square", "history"):
+        yield f"{name} hold NaN or infinity", bool(getattr(batch, name).isfinite().all())
+    yield "mean squares are below zero", bool((batch.mean_square >= 0).all())

@@ -170,13 +170,75 @@ def test_every_truncation_is_ignored():
             assert tuning.read_table(table()) == []
 
 
-def test_a_constant_that_is_no_number_or_name_is_refused():
+def change_table(*path, value, digest=True):
+    """Another value in the table's first entry, with a digest that fits it or none."""
     tuning.merge_into_table(table(), [entry()])
     content = json.loads(table().read_text())
-    content["entries"][0]["config"]["constants"]["BLOCK"] = [64]
+    *parents, last = path
+    place = content["entries"][0]
+    for name in parents:
+        place = place[name]
+    place.pop(last, None)
+    if value is not ...:
+        place[last] = value
+    if digest:
+        content["sha256"] = tuning._digest(content["entries"])
+    else:
+        del content["sha256"]
     table().write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("config", "constants", "BLOCK"), [64]),
+        (("config", "constants", "BLOCK"), -64),
+        (("config", "constants", "BLOCK"), True),
+        (("config", "num_warps"), 3),
+        (("config", "num_warps"), 4.0),
+        (("config", "num_warps"), 4096),
+        (("config", "num_stages"), -1),
+        (("config", "num_stages"), "2"),
+        (("config", "speed"), 1),
+        (("config", "num_stages"), ...),
+        (("best_us",), float("nan")),
+        (("default_us",), float("inf")),
+        (("default_us",), 0),
+        (("bucket",), 8),
+        (("device",), ...),
+        (("note",), "fast"),
+    ],
+)
+def test_what_no_kernel_can_be_launched_with_is_refused(path, value, digest):
+    change_table(*path, value=value, digest=digest)
     with pytest.warns(UserWarning, match="not a tuning table"):
         assert tuning.read_table(table()) == []
+
+
+def test_a_table_that_was_changed_is_refused():
+    tuning.merge_into_table(table(), [entry()])
+    table().write_text(table().read_text().replace('"num_warps": 8', '"num_warps": 4'))
+    with pytest.warns(UserWarning, match="not as it was written"):
+        assert tuning.read_table(table()) == []
+
+
+def test_a_table_from_before_digests_is_read():
+    change_table("config", "num_warps", value=4, digest=False)
+    assert look_up() == Config({"BLOCK": 64}, 4, 2)
+
+
+def test_a_configuration_beyond_the_device_is_not_launched():
+    tuning.merge_into_table(table(), [entry(config=Config({"BLOCK": 64}, HERE.max_warps, 2))])
+    assert look_up().num_warps == HERE.max_warps
+    small = DeviceLimits(HERE.name, HERE.capability, HERE.shared_bytes, max_threads=512)
+    with pytest.warns(UserWarning, match="more than the device's 16 warps"):
+        assert tuning._configuration(KERNEL, tuple(PROBLEM.items()), small) == KERNEL.default(PROBLEM, small)
+
+
+def test_a_constant_of_another_kind_is_not_used():
+    tuning.merge_into_table(table(), [entry(config=Config({"BLOCK": "large"}, 4, 2))])
+    assert look_up() == KERNEL.default(PROBLEM, HERE)
 
 
 def _write_buckets(path, buckets):

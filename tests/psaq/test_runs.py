@@ -1,11 +1,12 @@
 """Run folders: what is recorded, and that another run never overwrites it."""
 
+import itertools
 import json
 
 import pytest
 
 from psaq.errors import PsaqError
-from psaq.runs import RUN_FILE, RunFolder
+from psaq.runs import RUN_FILE, RunFolder, check_files, read_run
 from psaq.synthesis import SynthesisConfig
 
 
@@ -52,3 +53,51 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / RUN_FILE).write_text("{")
     with pytest.raises(PsaqError, match=RUN_FILE):
         RunFolder(tmp_path, "synthesize", {}, seed=0)
+
+
+def test_a_record_that_was_changed_is_named(tmp_path):
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
+    text = (tmp_path / RUN_FILE).read_text()
+    (tmp_path / RUN_FILE).write_text(text.replace("1.5", "2.5"))
+    with pytest.raises(PsaqError, match=r"run\.json: is not as it was written"):
+        RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0)
+
+
+def test_a_record_from_before_digests_is_continued(tmp_path):
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
+    record = _record(tmp_path)
+    del record["sha256"], record["files"]
+    (tmp_path / RUN_FILE).write_text(json.dumps(record))
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0)
+    assert read_run(tmp_path)["results"] == {"loss": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *itertools.product(["command", "config", "seed", "versions", "device", "timings", "results"], [..., [1], True]),
+        ("versions", {"torch": 2}),
+        ("timings", {"total": float("inf")}),
+    ],
+)
+def test_a_record_with_a_wrong_part_is_refused(tmp_path, part, value):
+    RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0)
+    record = {name: content for name, content in _record(tmp_path).items() if name != "sha256"}
+    if value is ...:
+        del record[part]
+    else:
+        record[part] = value
+    (tmp_path / RUN_FILE).write_text(json.dumps(record))
+    with pytest.raises(PsaqError, match=rf"no run's record \({part}"):
+        read_run(tmp_path)
+
+
+def test_the_tables_of_a_finished_run_are_watched(tmp_path):
+    run = RunFolder(tmp_path, "table1", {})
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    run.finish({"figure": float("nan")})
+    assert read_run(tmp_path)["results"] == {"figure": None}
+    check_files(tmp_path, read_run(tmp_path))
+    (tmp_path / "table.csv").write_text("a,b\n1,3\n")
+    with pytest.raises(PsaqError, match=r"table\.csv: is not as the run wrote it"):
+        check_files(tmp_path, read_run(tmp_path))

@@ -33,6 +33,7 @@ from psaq.quantization.model.conversion import with_own_layers
 from psaq.quantization.model.points import WEIGHT, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.quantization.recipes import Recipe
+from psaq.quantization.sound import check_header
 from psaq.quantization.stored import (
     KIND,
     add_structure,
@@ -121,6 +122,7 @@ class PsaqQuantizer(HfQuantizer):
         path = _only(checkpoint_files)
         tensors, header = load_tensors(path, KIND)
         with errors_of(path):
+            check_header(header)
             self._check_origin(model, header)
             _remember(model, header)
             with_own_layers(model)
@@ -142,7 +144,7 @@ class PsaqQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `psaq.save` writes."""
         tensors, header = contents(model)
-        return tensors, file_metadata(KIND, header)
+        return tensors, file_metadata(KIND, header, tensors)
 
     def is_serializable(self) -> bool:
         """``save_pretrained`` writes what ``from_pretrained`` reads."""

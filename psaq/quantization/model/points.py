@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from psaq.errors import PsaqError
+from psaq.suggestions import did_you_mean
 
 Scope = Literal["all", "matmul", "linear"]
 """Which activations are quantised beside the weights; see `SCOPES`."""
@@ -98,7 +99,7 @@ def live_points(model: nn.Module) -> dict[str, nn.Module]:
 def points_in_scope(qmodel: nn.Module, scope: Scope) -> list[str]:
     """The activation points that a scope quantises. Raises PsaqError for an unknown scope."""
     if scope not in SCOPES:
-        raise PsaqError(f"scope {scope!r}: there is none of that name; choose from {', '.join(SCOPES)}")
+        raise PsaqError(f"scope {scope!r}: there is none of that name{did_you_mean(scope, SCOPES)}")
     return _named(qmodel, lambda name: role(name) in SCOPES[scope] and not _feeds_activation(qmodel, name))
 
 

@@ -1,7 +1,5 @@
 """``psaq report``: the page of a run's folder, through the command line."""
 
-import json
-
 import pytest
 
 from psaq.cli import run_command
@@ -9,11 +7,12 @@ from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
 from psaq.commands.report import ReportRun
 from psaq.commands.synthesize import Synthesize
+from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 
 
 def test_page_is_written_and_its_path_printed(tmp_path, capsys):
-    (tmp_path / "run.json").write_text(json.dumps({"command": "quantize", "config": {"precision": "W4A8"}}))
+    RunFolder(tmp_path, "quantize", {"precision": "W4A8"})
     run_command(ReportRun, [str(tmp_path)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert "W4A8" in (tmp_path / "report.html").read_text()

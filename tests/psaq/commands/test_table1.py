@@ -17,6 +17,7 @@ from psaq.commands.table1 import Table1
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.experiments.table1 import Bench, weights_file
+from psaq.files import read_record, write_record
 from psaq.images.batches import gaussian_images
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
@@ -132,7 +133,7 @@ def test_another_configuration_is_refused(whole, capsys):
 def test_cells_of_other_weights_are_refused(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     file = next((tmp_path / "run" / "cells").glob("*PSAQ-seed0*"))
-    file.write_text(json.dumps({**json.loads(file.read_text()), "weights": "others"}))
+    write_record(file, {**read_record(file), "weights": "others"})
     next((tmp_path / "run" / "cells").glob("*PSAQ-seed1*")).unlink()
     with pytest.raises(SystemExit):
         table1(tmp_path / "run")

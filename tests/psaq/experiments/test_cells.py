@@ -9,6 +9,7 @@ import pytest
 from psaq.errors import PsaqError
 from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, CellStore, Result
+from psaq.files import read_record
 from psaq.quantization.recipes import RECIPES, Recipe
 
 CELL = Cell("vit_tiny.tag", "paper", "W4A8", "PSAQ", 2)
@@ -54,7 +55,7 @@ def test_a_cell_from_before_a_field_was_added_is_read(tmp_path):
     store = CellStore(tmp_path)
     store.write(RESULT)
     (file,) = tmp_path.iterdir()
-    content = json.loads(file.read_text())
+    content = read_record(file)
     del content["quantiser"]["pixel_grid"]
     file.write_text(json.dumps(content))
     assert store.read(CELL) == RESULT

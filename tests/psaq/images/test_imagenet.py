@@ -52,6 +52,20 @@ def test_other_folders_are_the_models_classes_in_order(vit, tmp_path):
     assert [label for _, label in imagenet(tmp_path, vit).samples] == list(range(10))
 
 
+def test_what_is_passed_over_is_counted(vit, tmp_path, capsys):
+    for index in range(10):
+        picture(tmp_path / f"class{index}" / "x.tif")
+        (tmp_path / f"class{index}" / "._x.tif").write_bytes(b"")
+    (tmp_path / "class3" / "y.gif").write_bytes(b"")
+    dataset = imagenet(tmp_path, vit)
+    assert len(dataset) == 10
+    assert dataset.passed_over == {".gif": 1}
+    assert "10 images, 1 passed over (.gif 1)" in capsys.readouterr().err
+    (tmp_path / "class5" / "z.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(PsaqError, match=r"class5/z\.jpg: is a link"):
+        imagenet(tmp_path, vit)
+
+
 def test_preprocessing_is_timms(tmp_path):
     picture(tmp_path / "x.png", (200, 200))
     for crop_pct in (0.875, 0.9, 1.0):

@@ -1,5 +1,6 @@
 """Picture files from anywhere: found, ordered, spread, refused by name."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 
 from psaq.errors import PsaqError
 from psaq.images.pictures import load_pictures, normalised_for, picture_files
+from psaq.images.preprocessing import read_image
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
 
@@ -86,3 +88,47 @@ def test_synthesised_images_of_other_channels_are_refused(vit):
     grey = SyntheticImages(torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.long), (0.5,), (0.5,))
     with pytest.raises(PsaqError, match="images of 1 channels: the model takes 3"):
         normalised_for(vit, grey)
+
+
+def test_what_macos_puts_beside_pictures_is_passed_over(folder):
+    for name in ("._3.webp", "a/._1.jpg"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [path.name for path in picture_files([folder])] == ["3.webp", "1.jpg", "2.png", "4.bmp"]
+
+
+def test_a_link_that_leads_nowhere_is_named(folder):
+    (folder / "a" / "5.png").symlink_to(folder / "gone.png")
+    with pytest.raises(PsaqError, match=r"a/5\.png: is a link to .*gone\.png, which is not there"):
+        picture_files([folder])
+    (folder / "gone.png").symlink_to(folder / "b" / "2.png")
+    assert len(picture_files([folder])) == 6
+
+
+def test_pictures_that_are_not_read_are_counted(folder, capsys):
+    for name in ("x.gif", "a/y.HEIC", "b/z.gif"):
+        (folder / name).write_bytes(b"")
+    assert len(picture_files([folder])) == 4
+    assert capsys.readouterr().err == f"psaq: {folder}: 4 pictures, 3 passed over (.gif 2, .heic 1)\n"
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
+def test_tiffs_are_read(tmp_path, vit, suffix):
+    draw = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(draw).save(tmp_path / f"a{suffix}", format="TIFF")
+    Image.fromarray(draw).save(tmp_path / "b.png")
+    images = load_pictures(tmp_path, vit)
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_pixels_of_16_bits_keep_their_greys(tmp_path, suffix):
+    greys = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(greys).save(tmp_path / f"a{suffix}")
+    read = np.asarray(read_image(tmp_path / f"a{suffix}", "a"))
+    np.testing.assert_allclose(read[..., 0], greys / 257, atol=0.5)
+
+
+def test_pixels_without_a_white_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(PsaqError, match="nothing says which are black and white"):
+        read_image(tmp_path / "a.tif", "a")

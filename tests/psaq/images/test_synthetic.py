@@ -1,12 +1,15 @@
 """The container of synthesised images: saving, loading, true colours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from psaq.errors import PsaqError
-from psaq.images.synthetic import SyntheticImages, load_images, true_colours
+from psaq.files import load_tensors, save_tensors
+from psaq.images.synthetic import KIND, SyntheticImages, load_images, true_colours
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -55,3 +58,39 @@ def test_images_of_any_channels_come_back_and_show_what_a_screen_can(tmp_path, c
     assert torch.equal(load_images(tmp_path).images, pixels)
     picture = np.asarray(Image.open(tmp_path / "images" / "0000_class0.png"))
     assert np.array_equal(picture.transpose(2, 0, 1), images.true_colours()[0, shown].numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images", lambda images: images.index_fill(3, torch.tensor([2]), torch.nan)),
+        ("images", lambda images: images + 40),
+        ("images", lambda images: images[:, :2]),
+        ("images", lambda images: images.to(torch.int32)),
+        ("labels", lambda labels: labels[:2]),
+        ("labels", lambda labels: labels - 9),
+        ("labels", lambda labels: labels.float()),
+        ("history.loss", lambda loss: loss * torch.inf),
+        ("film", lambda film: film[..., :3]),
+        ("speed", lambda _: torch.ones(1)),
+        ("images", None),
+        ("labels", None),
+    ],
+)
+def test_images_that_cannot_be_are_refused(images, tmp_path, name, value):
+    whole = replace(images, provenance={"config": {"pixel_range": "sound"}})
+    tensors, header = load_tensors(whole.save(tmp_path), KIND)
+    other = {**tensors, name: value(tensors.get(name))} if value else {k: v for k, v in tensors.items() if k != name}
+    save_tensors(tmp_path / "images.safetensors", other, KIND, header)
+    with pytest.raises(PsaqError, match=r"images\.safetensors.*synthesise anew"):
+        load_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [0.2, 0.0, 0.3]}, {"mean": [0.5]}, {"mean": ["a"] * 3}, {"provenance": 3}, {"speed": 1}]
+)
+def test_words_about_images_that_cannot_be_are_refused(images, tmp_path, change):
+    tensors, header = load_tensors(images.save(tmp_path), KIND)
+    save_tensors(tmp_path / "images.safetensors", tensors, KIND, {**header, **change})
+    with pytest.raises(PsaqError, match=r"images\.safetensors.*synthesise anew"):
+        load_images(tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import math
 import re
 
 import numpy as np
@@ -107,7 +108,8 @@ def test_page_is_one_file_that_names_no_address(run):
 
 
 def test_a_run_that_only_started_has_its_page(tmp_path):
-    write_record(tmp_path, {"command": "synthesize", "config": {}, "timings": {}, "results": {}})
+    empty: dict[str, dict] = {part: {} for part in ("config", "versions", "timings", "results")}
+    write_record(tmp_path, {**RECORD, **empty, "command": "synthesize"})
     text = text_of(write_report(tmp_path))
     assert "not finished" in text
     for absent in ("Accuracy", "Size", "Losses", "Results", "Versions"):
@@ -140,8 +142,11 @@ def test_same_run_same_page(run):
     ("name", "content", "message"),
     [
         ("run.json", "{", "run.json: is damaged"),
-        ("run.json", "[]", "no run's record"),
+        ("run.json", "[]", "no names in it"),
         ("run.json", None, "holds no run.json"),
+        ("run.json", json.dumps({**RECORD, "speed": 1}), "run.json: is no run's record .speed"),
+        ("run.json", json.dumps({**RECORD, "timings": {"total": -math.inf}}), "timings is unknown, missing or wrong"),
+        ("run.json", json.dumps({**RECORD, "files": {"history.csv": "0" * 64}}), "history.csv: is not as the run"),
         ("history.csv", "batch,step,entropy\n0,0,much\n", "history.csv: is damaged"),
         ("history.csv", "entropy\n1\n", "history.csv: is damaged"),
         ("density.json", '{"sources": {"noise": {}}}', "density.json: lacks 'verdict'"),
