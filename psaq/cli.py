@@ -2,7 +2,12 @@
 
 import importlib
 import importlib.metadata
+import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 COMMANDS = {
@@ -74,7 +79,8 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
 
     A command with presets (``presets() -> dict[str, instance]``) takes its defaults from ``--preset NAME``.
 
-    Exits with code 2 and one message where the input is wrong, and with 130 on Ctrl-C.
+    Exits with code 2 and one message where the input is wrong; with 130 on Ctrl-C and 143 on SIGTERM, and the
+    command that goes on.
     """
     import tyro
 
@@ -84,14 +90,39 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     preset = _preset(command, arguments)
     defaults = {} if preset is None else {"default": preset}
     parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
+    name = prog or command.__name__.lower()
     try:
-        _run(parsed, prog or command.__name__.lower())
+        with _told_to_stop():
+            _run(parsed, name)
     except PsaqError as error:
         print(f"psaq: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("psaq: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stopped:
+        told = isinstance(stopped, _Terminated)
+        goes_on = shlex.join([*name.split(), *arguments])
+        print(f"psaq: {'stopped' if told else 'interrupted'}; to go on: {goes_on}", file=sys.stderr)
+        raise SystemExit(143 if told else 130) from None
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which like Ctrl-C lets everything be put in order first."""
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Raise `_Terminated` where the process is asked to end; only the main thread is told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(command: Any, name: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from psaq.distributed import is_first
 from psaq.errors import PsaqError
 from psaq.files import make_folder, read_record, write_record
+from psaq.locks import held
 
 RUN_FILE = "run.json"
 
@@ -26,9 +27,11 @@ class RunFolder:
     def __init__(self, folder: Path | str, command: str, config: Any, seed: int | None = None):
         """
         Raises:
-            PsaqError: the folder holds another command's or another configuration's run, or cannot be written.
+            PsaqError: the folder holds another command's or another configuration's run, another process works in
+                it, or it cannot be written.
         """
         self.path = make_folder(Path(folder))
+        self._lock = held(self.path, f"psaq {command}") if is_first() else None
         self._started = time.perf_counter()
         self.record: dict[str, Any] = {
             "command": command,
@@ -55,7 +58,10 @@ class RunFolder:
         self.record["results"] = as_json(results)
         self.record["timings"]["total"] = round(time.perf_counter() - self._started, 3)
         self.record["files"] = {file.name: _digest(file) for file in sorted(self.path.glob("*.csv"))}
-        return self._write()
+        path = self._write()
+        if self._lock is not None:
+            self._lock.release()
+        return path
 
     def _continue_previous(self) -> None:
         """Keep what an earlier start of the same run has recorded; refuse any other run."""

@@ -131,6 +131,7 @@ class Synthesis:
         with frozen(self.model), record_patch_features(self.model, self.config.heads, self.class_token) as recorder:
             while not batch.finished():
                 self.advance(recorder, batch, index)
+                self._check_finite(recorder, batch)
                 bar.update()
                 self._after_step(batch, index, bar)
         return [getattr(batch, name).cpu() for name in _RESULTS]
@@ -259,6 +260,23 @@ class Synthesis:
         if self.checkpoint is not None and due:
             batch.save(self._checkpoint_file(self.checkpoint, index), self.identity | {"batch": index})
 
+    def _check_finite(self, recorder: PatchFeatureRecorder, batch: BatchState) -> None:
+        """Raise PsaqError, with the step and the layer, where NaN or infinity came up: before a state with it would be
+        kept. On a GPU the look waits for the device, so that it is taken only where a state or a loss is due."""
+        due = batch.step % self.config.checkpoint_every == 0 or batch.finished()
+        if self.device.type != "cpu" and not due and batch.step % _REPORT_EVERY:
+            return
+        wrong = (~batch.history[: batch.step].isfinite().all(1)).nonzero()
+        state = (batch.pixels, batch.mean_gradient, batch.mean_square)
+        if not len(wrong) and all(bool(tensor.isfinite().all()) for tensor in state):
+            return
+        step = int(wrong[0]) + 1 if len(wrong) else batch.step
+        loss = float(batch.history[step - 1, LOSSES.index("loss")])
+        raise PsaqError(
+            f"synthesis: the loss is {loss} at step {step}, {_first_not_finite(recorder)}; lower the learning rate or "
+            f"check the weights{'' if self.checkpoint is None else '; the last good state is kept'}"
+        )
+
     def _restored(self, index: int, bar: Any) -> BatchState | None:
         """The batch as its checkpoint has it."""
         if self.checkpoint is None or not self._checkpoint_file(self.checkpoint, index).exists():
@@ -274,14 +292,17 @@ class Synthesis:
 
     def _report(self, batch: BatchState, bar: Any) -> None:
         last = dict(zip(LOSSES, batch.history[batch.step - 1].tolist(), strict=True))
-        if not math.isfinite(last["loss"]):
-            raise PsaqError(
-                f"synthesis: the loss is {last['loss']} at step {batch.step}; "
-                "lower the learning rate or check the weights"
-            )
         rate = bar.format_dict.get("rate")
         speed = {"images·steps/s": f"{rate * len(batch.pixels):.1f}"} if rate else {}
         bar.set_postfix({name: f"{value:.3g}" for name, value in last.items()} | speed, refresh=False)
+
+
+def _first_not_finite(recorder: PatchFeatureRecorder) -> str:
+    """Which attention's features of the latest run are no longer finite."""
+    for site, features in zip(recorder.sites, recorder.features, strict=False):
+        if not features.isfinite().all():
+            return f"not finite from {site.attention} on"
+    return "with finite features in every layer, so behind the last or in the gradients"
 
 
 def _adam(batch: BatchState, gradient: Tensor, rate: float) -> None:

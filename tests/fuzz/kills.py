@@ -1,0 +1,121 @@
+"""Commands killed at random moments, over and over: every file that is there is whole, and the end is the same bits.
+
+PYTHONPATH=.:kernels:plots:tests python tests/fuzz/kills.py --kills 50 --seed 0
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from psaq.cli import main as psaq
+from psaq.digests import WHOLE
+from psaq.errors import PsaqError
+from psaq.files import read_record, read_safetensors
+
+COMMANDS = {
+    "synthesize": ["--num-images", "2", "--steps", "8", "--checkpoint-every", "1"],
+    "quantize": ["--num-images", "2", "--recipe", "paper", "--precision", "W4A8", "--gaussian"],
+    "table1": [
+        *["--models", "micro_vit", "--recipes", "paper", "--bits", "W8A8", "W4A8", "--methods", "PSAQ", "Gaussian"],
+        *["--seeds", "0", "--num-images", "2", "--steps", "4", "--limit", "20"],
+    ],
+}
+"""Name → options that make a run of a few seconds."""
+RESULTS = ("images.safetensors", "model.safetensors", "table.csv")
+
+
+def start(name: str, folder: Path) -> int:
+    """The command in a process forked from this one, which has everything imported and has computed nothing."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+        sys.argv = ["psaq", name, *COMMANDS[name], "--out", str(folder)]
+        psaq()
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    finally:
+        os._exit(status)
+
+
+def finish(name: str, folder: Path) -> float:
+    """Run a command to its end. Returns the seconds that it took. Raises PsaqError where it fails."""
+    started = time.monotonic()
+    _, status = os.waitpid(start(name, folder), 0)
+    if status:
+        raise PsaqError(f"{name}: ended with status {os.waitstatus_to_exitcode(status)}")
+    return time.monotonic() - started
+
+
+def results(folder: Path) -> dict[str, str]:
+    """What a run is for, to the bit: of safetensors the digest of all that is in it, for its metadata has no order."""
+    files = {name: folder / name for name in RESULTS if (folder / name).exists()}
+    return {
+        name: read_safetensors(file)[1][WHOLE] if file.suffix == ".safetensors" else file.read_text(encoding="utf-8")
+        for name, file in files.items()
+    }
+
+
+def check_whole(folder: Path) -> None:
+    """Raise PsaqError where a file that a run left under its name cannot be read."""
+    named = (file for file in folder.rglob("*") if not file.name.startswith("."))  # others never came to their end
+    for file in named:
+        if file.suffix == ".safetensors":
+            read_safetensors(file)
+        elif file.name == "run.json" or file.parent.name == "cells":
+            read_record(file)
+
+
+def killed_over_and_over(name: str, kills: int, draw: random.Random, folder: Path) -> int:
+    """Kill a command at random moments, letting it go on in between. Returns how often it came to its end.
+
+    Raises:
+        PsaqError: a file was not whole, or an end was not that of a run left alone.
+    """
+    seconds = finish(name, folder / "alone")
+    whole, ends, done = results(folder / "alone"), 0, 0
+    assert whole
+    while done < kills:
+        child = start(name, folder / "run")
+        time.sleep(draw.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        check_whole(folder / "run")
+        killed = os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        done += killed
+        if not killed or done % 5 == 0 or done == kills:
+            finish(name, folder / "run")
+            if results(folder / "run") != whole:
+                raise PsaqError(f"{name}: after {done} kills it ended with other bits than alone")
+            ends += 1
+            shutil.rmtree(folder / "run")
+    return ends
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kill every command, and say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
+    options = parser.parse_args(arguments)
+    for name in options.commands:
+        with tempfile.TemporaryDirectory() as folder:
+            ends = killed_over_and_over(name, options.kills, random.Random(options.seed), Path(folder))
+        print(f"{name}: {options.kills} kills, every file whole, {ends} ends of the same bits", flush=True)
+
+
+if __name__ == "__main__":
+    main()
