@@ -73,6 +73,8 @@ _SWIN = {"image_size": 64, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "
 _STAGES = {"hidden_sizes": [8, 16, 40, 64], "depths": [1, 1, 1, 1], "image_size": 64}
 _PYRAMID = {**_SWIN, "depths": [1] * 4, "num_heads": [2] * 4, "out_features": [f"stage{n}" for n in range(1, 5)]}
 _DPT = {"neck_hidden_sizes": [8, 16, 16, 16], "fusion_hidden_size": 16}
+_LOUD = {"initializer_range": 0.1}
+"""Where the usual 0.02 lets nothing arrive at the answer."""
 
 TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViT": ("ViTForImageClassification", "ViTConfig", _PATCHES),
@@ -101,7 +103,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "PVT": ("PvtForImageClassification", "PvtConfig", _STAGES),
     "PVT V2": ("PvtV2ForImageClassification", "PvtV2Config", _STAGES),
-    "MobileViT": ("MobileViTForImageClassification", "MobileViTConfig", {"image_size": 128}),
+    "MobileViT": ("MobileViTForImageClassification", "MobileViTConfig", {"image_size": 128, **_LOUD}),
     "MobileViT V2": ("MobileViTV2ForImageClassification", "MobileViTV2Config", {"image_size": 128}),
     "SegFormer": (
         "SegformerForSemanticSegmentation",
@@ -118,6 +120,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DepthAnythingConfig",
         {
             **_DPT,
+            **_LOUD,
             "reassemble_hidden_size": 64,
             "patch_size": 14,
             "backbone": (
