@@ -115,12 +115,18 @@ def blocks(qmodel: nn.Module, images: Float[Tensor, "images channels height widt
     candidates = _called_once(qmodel, images, emitted)
     names = tuple(name for name in emitted if name in candidates)
     answer = tensors_of(run(qmodel, images))
-    for in_a_row in (True, False):
-        answers = {name: _zeros_like(emitted[name]) if in_a_row else emitted[name] for name in names[:-1]}
-        with short_cut(qmodel, {**answers, **{name: emitted[name] for name in names[-1:]}}):
-            if names and _is_same(qmodel, images, answer):
-                return Blocks(names, in_a_row)
+    if names and all(
+        _is_same(qmodel, images, _up_to(names[: last + 1], emitted), answer) for last in range(len(names))
+    ):
+        return Blocks(names, True)
+    if names and _is_same(qmodel, images, {name: emitted[name] for name in names}, answer):
+        return Blocks(names, False)
     return Blocks((), True)
+
+
+def _up_to(names: tuple[str, ...], emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The answers of finished blocks where the last of them is all that counts."""
+    return {name: emitted[name] if name == names[-1] else _zeros_like(emitted[name]) for name in names}
 
 
 def _zeros_like(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -128,12 +134,14 @@ def _zeros_like(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return x.new_zeros(()).expand(x.shape)
 
 
-def _is_same(qmodel: nn.Module, images: Tensor, answer: list[Tensor]) -> bool:
+def _is_same(qmodel: nn.Module, images: Tensor, answers: Mapping[str, Tensor], wanted: list[Tensor]) -> bool:
+    """Whether the model's answer stays where blocks answer so."""
     try:
-        other = tensors_of(run(qmodel, images))
+        with short_cut(qmodel, answers):
+            found = tensors_of(run(qmodel, images))
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-        return False  # between blocks stands what does not take their inputs for their outputs
-    return len(other) == len(answer) and all(map(torch.equal, answer, other))
+        return False  # between blocks stands what does not take zeros for their outputs
+    return len(found) == len(wanted) and all(map(torch.equal, wanted, found))
 
 
 def _called_once(qmodel: nn.Module, images: Tensor, emitted: dict[str, Tensor]) -> set[str]:

@@ -173,3 +173,34 @@ def test_a_block_that_runs_twice_is_none(vit):
             return self.head(self.blocks[1](self.blocks[0](self.blocks[0](self.embed(images)))).mean(1))
 
     assert "blocks.0" not in blocks(copied(Twice()), torch.randn(1, 3, 32, 32)).names
+
+
+class Branches(nn.Module):
+    """Blocks in a row, all of which a neck of numbered layers reads."""
+
+    num_classes, image_size = 4, 32
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(3))
+        self.neck = nn.ModuleList([nn.Linear(48, 16), nn.Linear(16, 4)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, kept = self.embed(images).flatten(2).mT, []
+        for block in self.blocks:
+            x = block(x)
+            kept.append(x)
+        return self.neck[1](self.neck[0](torch.cat(kept, -1))).mean(1)
+
+
+@torch.no_grad()
+def test_blocks_that_a_neck_reads_are_all_kept():
+    torch.manual_seed(0)
+    model, images = copied(Branches().eval()), torch.randn(2, 3, 32, 32)
+    walk = walk_of(model, [images])
+    assert not walk.blocks.in_a_row
+    wanted = whole_pass(model, ["neck.0", "neck.1"], images)
+    for block in walk.blocks.names[:3]:
+        walk.finish(block)
+        assert torch.equal(next(iter(walk.inputs("neck.0"))), wanted["neck.0"])
