@@ -19,7 +19,7 @@ from psaq.models.micro.train import HELD_OUT_SEED, TrainMicro, train
 from psaq.models.micro.training_scenes import TrainingScenes, held_out_accuracy, normalised
 from psaq.models.zoo import load_model
 
-SHORT = {"steps": 50, "scenes": 32, "batch_size": 8, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
+SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
 
 
 @pytest.mark.parametrize("model", ["micro_vit", "micro_swin"])
