@@ -1,5 +1,6 @@
 """The command line. Each command is a frozen dataclass: its fields are the options, ``run`` does the work."""
 
+import dataclasses
 import importlib
 import importlib.metadata
 import shlex
@@ -97,11 +98,42 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     except PsaqError as error:
         print(f"psaq: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"psaq: error: {_out_of_memory(error, parsed)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt as stopped:
         told = isinstance(stopped, _Terminated)
         goes_on = shlex.join([*name.split(), *arguments])
         print(f"psaq: {'stopped' if told else 'interrupted'}; to go on: {goes_on}", file=sys.stderr)
         raise SystemExit(143 if told else 130) from None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _out_of_memory(error: RuntimeError, command: Any) -> str:
+    """What happened, and the command's own options that need less: none is changed unasked, for the batch is a part
+    of what a run's result depends on."""
+    there = _option_names(command)
+    fewer = [f"--{name.replace('_', '-')}" for name in ("batch_size", "num_images") if name in there]
+    ways = [f"a smaller {' or '.join(fewer)}"] if fewer else []
+    ways += ["--device cpu"] if "device" in there else []
+    what = f"the GPU's memory is full ({str(error).partition('. GPU ')[0]})"
+    return f"{what}; give {', or '.join(ways)}" if ways else f"{what}; make room on it"
+
+
+def _option_names(command: Any) -> set[str]:
+    """The names of a command's options, those of its groups included."""
+    names = set()
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        names |= _option_names(value) if dataclasses.is_dataclass(value) else {field.name}
+    return names
 
 
 class _Terminated(KeyboardInterrupt):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from psaq.cli import run_command
+from psaq.cli import _out_of_memory, run_command
+from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
+from psaq.commands.quantize import Quantize
 from psaq.commands.synthesize import Synthesize
 from psaq.errors import PsaqError
 from psaq.files import save_tensors, write_record
@@ -20,6 +22,7 @@ from psaq.models.features import PatchFeatureRecorder
 from psaq.runs import read_run
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.state import BatchState
+from psaq.tune import Tune
 
 OPTIONS = ["--num-images", "2", "--steps", "6", "--checkpoint-every", "2"]
 SHORT = SynthesisConfig(num_images=2, steps=6, checkpoint_every=2)
@@ -153,6 +156,48 @@ def test_gradients_that_are_no_numbers_stop_synthesis_at_their_step(vit, tmp_pat
             synthesize(vit, SHORT, checkpoint=tmp_path, progress=False)
     resumed = synthesize(vit, SHORT, checkpoint=tmp_path, progress=False)
     assert torch.equal(resumed.images, synthesize(vit, SHORT, progress=False).images)
+
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1 is free."
+
+
+def test_a_full_gpu_names_the_options_that_need_less(small_model, tmp_path, monkeypatch, capsys):
+    def full():
+        raise torch.OutOfMemoryError(FULL)
+
+    with monkeypatch.context() as patch:
+        at_the_second_checkpoint(patch, full)
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path, patch)
+    assert stopped.value.code == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("psaq:")] == [
+        "psaq: error: the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB); "
+        "give a smaller --batch-size or --num-images, or --device cpu"
+    ]
+    run(tmp_path, monkeypatch)
+    assert same_images(tmp_path, small_model)
+
+
+def test_another_error_of_torchs_is_not_taken_for_a_full_gpu(small_model, tmp_path, monkeypatch):
+    def broken():
+        raise RuntimeError("mat1 and mat2 cannot be multiplied")
+
+    at_the_second_checkpoint(monkeypatch, broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("command", "ways"),
+    [
+        (Quantize(), "; give a smaller --num-images, or --device cpu"),
+        (Evaluate(), "; give a smaller --batch-size, or --device cpu"),
+        (Tune(), "; make room on it"),
+    ],
+    ids=["quantize", "evaluate", "tune"],
+)
+def test_only_options_that_a_command_has_are_named(command, ways):
+    assert _out_of_memory(torch.OutOfMemoryError(FULL), command).endswith(ways)
 
 
 def test_a_clock_that_runs_backwards_harms_nothing(small_model, tmp_path, monkeypatch):

@@ -37,6 +37,9 @@ def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, 
         reference: the same model in full precision.
         images: what both are shown, shifted and flipped anew at every step.
         steps: of Adam, the rate falling to zero.
+
+    Raises:
+        PsaqError: the loss became NaN or infinite.
     """
     before, error = copy.deepcopy(qmodel.state_dict()), answer_error(qmodel, reference, images)
     _train(qmodel, reference, images, steps, progress)
@@ -59,7 +62,7 @@ def _train(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, 
     chosen = _draws(len(images), draw)
     names = blocks(qmodel, images[:1]).names
     emitted, wanted = _Emitted(qmodel, names), _Emitted(reference, names)
-    with emitted.watched(), wanted.watched(), trained(qmodel, steps) as step:
+    with emitted.watched(), wanted.watched(), trained(qmodel, steps, "the whole model") as step:
         for _ in progress_bar(range(steps), description="Distilling", unit="step", enabled=progress):
             shown = _moved(images[[next(chosen) for _ in range(_IMAGES)]], draw)
             with torch.no_grad():

@@ -76,7 +76,7 @@ def _finish(block: str, quantised: Walk, reference: Walk, recipe: Recipe) -> Non
     reference.finish(block)
     if recipe.reconstruction_steps:
         inputs, outputs = torch.cat(list(quantised.inputs(block))), torch.cat(reference.kept)
-        reconstruct(quantised.model.get_submodule(block), inputs, outputs, recipe.reconstruction_steps)
+        reconstruct(quantised.model.get_submodule(block), inputs, outputs, recipe.reconstruction_steps, block)
     quantised.finish(block)
 
 

@@ -14,7 +14,11 @@ _IMAGES = 8  # per step
 
 
 def reconstruct(
-    block: nn.Module, inputs: Float[Tensor, "images ..."], outputs: Float[Tensor, "images ..."], steps: int
+    block: nn.Module,
+    inputs: Float[Tensor, "images ..."],
+    outputs: Float[Tensor, "images ..."],
+    steps: int,
+    name: str = "a block",
 ) -> None:
     """Train ``block``, quantised, to map ``inputs`` to ``outputs`` by the mean squared error; weights end on the grid.
 
@@ -22,9 +26,13 @@ def reconstruct(
         inputs: what the quantised blocks before it emit.
         outputs: what the block emits in the full-precision model.
         steps: of Adam, the rate falling to zero.
+        name: the block's, for the error.
+
+    Raises:
+        PsaqError: the loss became NaN or infinite.
     """
     draw = torch.Generator().manual_seed(0)
-    with trained(block, steps) as step:
+    with trained(block, steps, name) as step:
         for _ in range(steps):
             chosen = torch.randperm(len(inputs), generator=draw)[:_IMAGES].to(inputs.device)
             step((block(inputs[chosen]) - outputs[chosen]).square().mean())

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.errors import PsaqError
 from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import WEIGHT, all_points, role
 from psaq.quantization.quantizers.affine import Quantizer
@@ -17,24 +18,35 @@ _FLOAT_RATE = 1.5e-3  # of a bias's or LayerNorm's root mean square
 _RANGE_RATE = 1e-3  # of a step or range
 _WARM_UP = 10  # steps
 _SMALLEST = 1e-3  # of a step or range, as part of what it was
+_LOOK_EVERY = 25  # steps, on a GPU, where a look at the loss waits for the device
 
 Step = Callable[[Float[Tensor, ""]], None]
 
 
 @contextmanager
-def trained(module: nn.Module, steps: int) -> Iterator[Step]:
+def trained(module: nn.Module, steps: int, name: str) -> Iterator[Step]:
     """Inside the block, what is yielded takes a loss and moves the module's numbers by Adam, ``steps`` times.
 
     Weights, biases, norms, and the steps and ranges of activations move, at rates that fall as a cosine. Afterwards
     weights lie on their grids, and what required a gradient before does so again.
+
+    Args:
+        name: what the module is called where training has to stop.
+
+    Raises:
+        PsaqError: the loss, or a number that moved, became NaN or infinite; with the step.
     """
     wanted: dict[Tensor, bool] = {parameter: parameter.requires_grad for parameter in module.parameters()}
     ranges = _ranges(module)
     floors = [_SMALLEST * tensor for tensor in ranges]
     optimizer = torch.optim.Adam(_groups(module, ranges), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    losses: list[Tensor] = []
 
     def step(loss: Float[Tensor, ""]) -> None:
+        losses.append(loss.detach())
+        if loss.device.type == "cpu" or len(losses) % _LOOK_EVERY == 0:
+            _check_finite(name, losses, [])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -46,11 +58,25 @@ def trained(module: nn.Module, steps: int) -> Iterator[Step]:
     try:
         with torch.enable_grad():
             yield step
+        _check_finite(name, losses, [*wanted, *ranges])
     finally:
         for tensor in [*wanted, *ranges]:
             tensor.grad = None
             tensor.requires_grad_(wanted.get(tensor, False))
         _settle(module)
+
+
+def _check_finite(name: str, losses: list[Tensor], moved: list[Tensor]) -> None:
+    """Raises PsaqError, naming the step, where a loss or what the last step moved is NaN or infinite."""
+    recent = losses[-_LOOK_EVERY:]  # those before were looked at
+    wrong = [len(losses) - len(recent) + index for index, loss in enumerate(recent, 1) if not loss.isfinite()]
+    if not wrong and not all(bool(tensor.isfinite().all()) for tensor in moved):
+        wrong = [len(losses)]
+    if wrong:
+        raise PsaqError(
+            f"training of {name}: NaN or infinity at step {wrong[0]} (loss {float(losses[wrong[0] - 1])}); "
+            "check images and weights, or train with fewer steps; the model that was given is as it was"
+        )
 
 
 def _ranges(module: nn.Module) -> list[Tensor]:

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+from psaq.errors import PsaqError
 from psaq.quantization.model.layers import QuantLinear
+from psaq.quantization.passes import training
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
@@ -76,3 +78,36 @@ def test_the_last_block_is_trained_also_without_a_head(vit, images):
         quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=3)),
     )
     assert not torch.equal(plain.blocks[-1].norm2.weight, trained.blocks[-1].norm2.weight)
+
+
+def spoilt_at(monkeypatch, number, factor):
+    """Let the gradients of the step of this number be NaN or infinite; every other step is sound."""
+    adam, calls = torch.optim.Adam.step, []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad.fill_(factor)
+        return adam(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+
+
+@pytest.mark.parametrize(("spoilt", "said"), [(3, 4), (6, 6)], ids=["seen in the next loss", "the last step"])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_nan_in_training_stops_it_at_its_step_and_block(vit, images, monkeypatch, spoilt, said, factor):
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    spoilt_at(monkeypatch, spoilt, factor)
+    with pytest.raises(PsaqError, match=rf"training of blocks\.0: NaN or infinity at step {said} "):
+        quantize(vit, images, Recipe.accurate(3, 4, reconstruction_steps=6))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+
+
+def test_a_loss_that_is_looked_at_later_is_named_by_its_own_step():
+    losses = [torch.tensor(1.0)] * 30 + [torch.tensor(float("nan"))] * 3
+    with pytest.raises(PsaqError, match=r"training of it: NaN or infinity at step 31 \(loss nan\)"):
+        training._check_finite("it", losses, [])
+    training._check_finite("it", losses[:30], [torch.zeros(2)])
