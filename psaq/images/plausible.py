@@ -25,7 +25,7 @@ def check_plausible(model: nn.Module, batches: Sequence[Float[Tensor, "images ch
     if flat:
         note(f"{flat} of {count} calibration images are of one colour each: nothing can be learnt from them")
     config = find_data(model)
-    if config is None or low < 0:
+    if config is None or low < 0 or not all(config.std):  # a deviation of zero says nothing of how images are made
         return
     black = min(-mean / std for mean, std in zip(config.mean, config.std, strict=True))
     white = max((1 - mean) / std for mean, std in zip(config.mean, config.std, strict=True))
