@@ -41,7 +41,8 @@ def json_digest(content: Any) -> str:
 def _of_tensor(name: str, tensor: Tensor) -> str:
     whole = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{name}\n{whole.dtype}\n{tuple(whole.shape)}\n".encode())
-    content: Any = whole.reshape(-1).view(torch.uint8).numpy()
+    flat = whole.as_strided((whole.numel(),), (1,))  # of one element, torch calls any stride contiguous
+    content: Any = flat.view(torch.uint8).numpy()
     digest.update(content)
     return digest.hexdigest()
 

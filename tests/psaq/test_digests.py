@@ -57,6 +57,13 @@ def test_what_differs_is_named(path, change, message):
         load_tensors(path, "things")
 
 
+def test_a_single_number_of_a_wider_tensor_is_written(tmp_path):
+    single = torch.arange(4.0).as_strided((1,), (4,))  # contiguous in torch's eyes, whatever its stride
+    save_tensors(tmp_path / "file.safetensors", {"single": single}, "things", {})
+    tensors, _ = load_tensors(tmp_path / "file.safetensors", "things")
+    assert torch.equal(tensors["single"], torch.zeros(1))
+
+
 def test_a_file_from_before_digests_is_read(path):
     rewritten(path, lambda _, metadata: [metadata.pop(name) for name in (WHOLE, PARTS)])
     tensors, header = load_tensors(path, "things")

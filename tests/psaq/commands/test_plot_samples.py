@@ -96,7 +96,7 @@ def changed(run, **changes):
     ("changes", "options", "message"),
     [
         ({"labels": torch.tensor([0, 1, 2, 10])}, {}, "class 10, the model knows 10"),
-        ({"images": torch.zeros(4, 3, 48, 48)}, {}, "48×48 pixels, the model takes 32×32"),
+        ({"images": torch.zeros(4, 3, 48, 48), "film": None}, {}, "48×48 pixels, the model takes 32×32"),
         ({"labels": torch.tensor([0, 1, 2, 3])}, {"classes": ("9",)}, "no image was synthesised"),
         ({}, {"classes": ("wolf",)}, "wolf"),
         ({"film": None}, {"film": True}, "no frames"),
