@@ -62,6 +62,15 @@ def same_images(folder: Path, vit) -> bool:
     return torch.equal(found.images, whole.images) and torch.equal(found.history["loss"], whole.history["loss"])
 
 
+@pytest.fixture
+def _interruptible():
+    """What a shell starts in the background ignores Ctrl-C, and so would the test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize(
     ("number", "word", "status"), [(signal.SIGTERM, "stopped", 143), (signal.SIGINT, "interrupted", 130)]
 )
