@@ -38,7 +38,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev,onnx,openvino,huggingface,transformers]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,dense,onnx,openvino,huggingface,transformers]"
 	touch $@
 
 # The oldest Triton that the kernels must compile under, beside the environment's own.

@@ -2,9 +2,11 @@
 
 from psaq.density import DensityCurves, patch_similarity_density
 from psaq.errors import PsaqError
-from psaq.evaluation import Report, evaluate
+from psaq.evaluation import evaluate
 from psaq.images.batches import gaussian_images
+from psaq.images.coco import coco
 from psaq.images.imagenet import imagenet
+from psaq.images.masks import segmentation
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.description import describe
@@ -19,22 +21,30 @@ from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.tasks.classification import Report
+from psaq.tasks.detection import DetectionReport
+from psaq.tasks.pictures import draw_predictions
+from psaq.tasks.segmentation import SegmentationReport
 
 __all__ = [
     "CapturedModel",
     "DensityCurves",
+    "DetectionReport",
     "IntegerModel",
     "LayerSensitivity",
     "PsaqError",
     "Recipe",
     "Report",
     "SceneDataset",
+    "SegmentationReport",
     "Sensitivity",
     "SynthesisConfig",
     "SyntheticImages",
     "capture",
+    "coco",
     "deploy",
     "describe",
+    "draw_predictions",
     "evaluate",
     "gaussian_images",
     "imagenet",
@@ -46,6 +56,7 @@ __all__ = [
     "patch_similarity_density",
     "quantize",
     "save",
+    "segmentation",
     "sensitivity",
     "simulate",
     "synthesize",

@@ -19,7 +19,10 @@ COMMANDS = {
         "psaq.commands.sensitivity:MeasureSensitivity",
         "measure what quantising each layer alone costs",
     ),
-    "evaluate": ("psaq.commands.evaluate:Evaluate", "measure accuracy and agreement with the FP model"),
+    "evaluate": (
+        "psaq.commands.evaluate:Evaluate",
+        "measure classes, boxes or pixels, and agreement with the FP model",
+    ),
     "table1": ("psaq.commands.table1:Table1", "repeat the paper's Table 1: real images, noise, synthesised images"),
     "export": ("psaq.commands.export:Export", "write a quantised model as ONNX and check it in onnxruntime"),
     "plot-density": (
@@ -33,6 +36,10 @@ COMMANDS = {
     "plot-similarity": (
         "psaq.commands.plot_similarity:PlotSimilarity",
         "draw an image beside its patch-similarity maps",
+    ),
+    "plot-predictions": (
+        "psaq.commands.plot_predictions:PlotPredictions",
+        "draw boxes or pixels' classes by both models beside each other",
     ),
     "report": ("psaq.commands.report:ReportRun", "write a run's page, report.html, anew"),
     "benchmark inference": (

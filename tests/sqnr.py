@@ -4,7 +4,7 @@ from statistics import median
 
 from torch import Tensor
 
-from psaq.evaluation import logit_sqnr
+from psaq.tasks.classification import logit_sqnr
 
 
 def usual_sqnr(logits: Tensor, reference: Tensor) -> float:

@@ -21,6 +21,8 @@ from psaq.quantization.pipeline import check_overrides
 from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
+from psaq.tasks.dense import DenseTask
+from psaq.tasks.find import task_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Calibrating:
             return synthesize_into(folder, model, SynthesisConfig(num_images=self.num_images, seed=self.seed))
         if _is_synthesised(self.images):
             return normalised_for(model, load_images(self.images))[: self.num_images]
-        return load_pictures(picture_files([self.images])[: self.num_images], model, crop_pct=self.crop_pct)
+        files, whole = picture_files([self.images])[: self.num_images], isinstance(task_of(model), DenseTask)
+        return load_pictures(files, model, crop_pct=self.crop_pct, whole=whole)
 
 
 FLOAT = "float"

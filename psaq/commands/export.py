@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.runtimes import ONNXRUNTIME, Products, Session, installed, products, session
 from psaq.errors import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.images.batches import gaussian_images
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.answers import Answering
@@ -25,6 +24,7 @@ from psaq.quantization.deployment.onnx_graph import Runtime, export_float_onnx, 
 from psaq.quantization.model.points import layer_of, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.runs import device_name
+from psaq.tasks.classification import logit_sqnr
 from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
 
 Images = Float[Tensor, "images channels height width"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from psaq.errors import PsaqError
+from psaq.models.description import describe
 from psaq.models.zoo import fresh_model, load_model
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -27,6 +28,10 @@ class ModelOptions:
     """The class count the weights were trained for, where it is not the model's usual one."""
     image_size: int | None = None
     """The image size in pixels the weights were trained for, where it is not the model's usual one."""
+    mean: tuple[float, ...] = ()
+    """How pixels in [0, 1] are normalised, a value per channel or one for all, where the model does not say it."""
+    std: tuple[float, ...] = ()
+    """Likewise."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
@@ -38,7 +43,7 @@ class ModelOptions:
     def load(self) -> nn.Module:
         """The model on its device. Raises PsaqError as `load_model` does."""
         model = load_model(self.model, self.weights, **self._architecture())
-        return model.to(choose_device(self.device))
+        return self._described(model).to(choose_device(self.device))
 
     def build(self) -> nn.Module:
         """The model on its device with random weights, for inference; no weights are downloaded.
@@ -46,12 +51,19 @@ class ModelOptions:
         Raises:
             PsaqError: the model is unknown, or the device is not there.
         """
-        model = fresh_model(self.model, self._architecture())
+        model = self._described(fresh_model(self.model, self._architecture()))
         return model.eval().requires_grad_(False).to(choose_device(self.device))
+
+    def _described(self, model: nn.Module) -> nn.Module:
+        return describe(model, mean=_one_or_each(self.mean), std=_one_or_each(self.std))
 
     def _architecture(self) -> dict[str, Any]:
         options = {"num_classes": self.num_classes, "img_size": self.image_size}
         return {name: value for name, value in options.items() if value is not None}
+
+
+def _one_or_each(values: tuple[float, ...]) -> float | tuple[float, ...] | None:
+    return values[0] if len(values) == 1 else values or None
 
 
 def choose_device(device: Device) -> torch.device:

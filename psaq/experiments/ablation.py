@@ -12,13 +12,13 @@ from torch.utils.data import Dataset, Subset
 
 from psaq.cli import run_command
 from psaq.errors import PsaqError
-from psaq.evaluation import collect_logits, compare
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.tasks.classification import collect_logits, compare
 
 PARTS: dict[str, dict[str, Any]] = {
     "as it is": {},

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.commands.export import onnx_session
-from psaq.evaluation import compare
 from psaq.experiments.nudged import LAST_PLACE, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
@@ -25,6 +24,7 @@ from psaq.quantization.deployment.onnx_graph import export_onnx
 from psaq.quantization.deployment.simulate import simulate
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
+from psaq.tasks.classification import compare
 
 KINDS = (("paper", "linear"), ("paper", "all"), ("accurate", "linear"), ("accurate", "matmul"))
 """Recipe and scope of the models that are compared."""

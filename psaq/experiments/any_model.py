@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.errors import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.experiments.architectures import Build, architectures
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.experiments.share import quantised_share
@@ -31,6 +30,7 @@ from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.model.conversion import structure
 from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
+from psaq.tasks.classification import logit_sqnr
 
 RESULTS = Path(__file__).parent / "results" / "any_model.csv"
 

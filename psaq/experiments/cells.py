@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from psaq.errors import PsaqError
-from psaq.evaluation import Report
 from psaq.files import read_record, write_record
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
 from psaq.runs import as_json, difference
+from psaq.tasks.classification import Report
 
 
 @dataclass(frozen=True)

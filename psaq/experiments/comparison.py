@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from psaq.evaluation import Report, collect_logits, compare
 from psaq.files import write_csv
 from psaq.images.batches import CalibrationImages
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
+from psaq.tasks.classification import Report, collect_logits, compare
 
 STANDARD, GAUSSIAN, PSAQ = "Standard", "Gaussian", "PSAQ"
 """Table 1's columns: calibrated on real images, on noise, on synthesised images."""

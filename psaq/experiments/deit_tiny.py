@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from psaq.cli import run_command
 from psaq.errors import PsaqError
-from psaq.evaluation import Report, collect_logits, compare
 from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
 from psaq.experiments.nudged import LAST_PLACE, float_arithmetic, nudged
 from psaq.experiments.rows import read_rows, write_rows
@@ -31,6 +30,7 @@ from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
+from psaq.tasks.classification import Report, collect_logits, compare
 
 IMAGES = 32
 """Calibration images of every kind."""

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset, Subset
 
 from psaq.cli import run_command
 from psaq.errors import PsaqError
-from psaq.evaluation import collect_logits, compare
 from psaq.experiments.image_variants import OBJECTIVES
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import gaussian_images
@@ -36,6 +35,7 @@ from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import load_finished
 from psaq.synthesis.loop import Synthesis
 from psaq.synthesis.noise import start_noise
+from psaq.tasks.classification import collect_logits, compare
 
 CORE_MINUTES = "core_minutes"
 NOISE, NATURAL, REAL = "noise", "natural noise", "real images"

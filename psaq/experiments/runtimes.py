@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from psaq.cli import run_command
 from psaq.commands.runtimes import ONNXRUNTIME, OPENVINO, session
 from psaq.errors import PsaqError
-from psaq.evaluation import compare
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
@@ -31,6 +30,7 @@ from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_on
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import device_name
+from psaq.tasks.classification import compare
 from psaq_kernels.processor import dot_products
 
 SIMULATION = "simulation"

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, Result
 from psaq.experiments.published import FULL_PRECISION, published_top1
 from psaq.files import write_csv
+from psaq.tasks.classification import Report
 
 _FIGURES = ("top1", "top5", "agreement", "logit_sqnr")
 

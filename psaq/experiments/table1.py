@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from psaq.distributed import broadcast_module, first_says, from_first, is_first, together
 from psaq.errors import PsaqError
-from psaq.evaluation import collect_logits, compare
 from psaq.experiments.cells import Cell, Result
 from psaq.experiments.comparison import GAUSSIAN, STANDARD
 from psaq.experiments.fig2 import draw_run
@@ -26,6 +25,7 @@ from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import load_finished, synthesize_all_into
+from psaq.tasks.classification import collect_logits, compare
 
 _DRAWN = 8
 """Images of each source in a model's Fig. 3."""

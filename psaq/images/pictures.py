@@ -11,6 +11,7 @@ from psaq.errors import PsaqError
 from psaq.images.folder import IMAGE_SUFFIXES, counted, find_pictures
 from psaq.images.preprocessing import preprocessing_for, read_image
 from psaq.images.synthetic import SyntheticImages
+from psaq.images.whole import WholePicture
 from psaq.models.zoo import data_config
 from psaq.progress import note
 
@@ -20,6 +21,7 @@ def load_pictures(
     model: nn.Module,
     count: int | None = None,
     crop_pct: float | None = None,
+    whole: bool = False,
 ) -> Float[Tensor, "images channels height width"]:
     """Pictures resized, cropped and normalised for ``model``.
 
@@ -27,6 +29,7 @@ def load_pictures(
         paths: files, and folders that are searched to the bottom, each in sorted order.
         count: take so many, evenly spread over all that were found; all of them where None.
         crop_pct: part of the resized picture's side that the centre crop keeps; None takes the model's own.
+        whole: squeeze the whole picture into the model's size, as segmenters and detectors see it, and crop nothing.
 
     Raises:
         PsaqError: a path that is not there, a folder without pictures, a damaged picture, or fewer than ``count``.
@@ -34,7 +37,7 @@ def load_pictures(
     files = picture_files([paths] if isinstance(paths, Path | str) else paths)
     if count is not None:
         files = _spread(files, count)
-    preprocess = preprocessing_for(model, crop_pct)
+    preprocess = WholePicture(model, one_size=True) if whole else preprocessing_for(model, crop_pct)
     return torch.stack([preprocess(read_image(file, str(file))) for file in files])
 
 

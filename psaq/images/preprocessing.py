@@ -42,9 +42,12 @@ class Preprocessing:
             )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
-        coloured = image.convert(_MODES[self.config.channels])
-        cropped = _centre_crop(self._resized(coloured), self.config.image_size)
+        cropped = _centre_crop(self._resized(self.coloured(image)), self.config.image_size)
         return functional.normalize(functional.to_tensor(cropped), self.config.mean, self.config.std)
+
+    def coloured(self, image: Image.Image) -> Image.Image:
+        """The picture with as many channels as the model takes."""
+        return image.convert(_MODES[self.config.channels])
 
     def _resized(self, image: Image.Image) -> Image.Image:
         height, width = (math.floor(side / self.config.crop_pct) for side in self.config.image_size)

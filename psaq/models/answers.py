@@ -1,5 +1,7 @@
 """What a model answers, as one row of numbers for each image: logits, or whatever it gives in their place."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from psaq.models.heads import classes_or_none, says_nothing_of_classes
 from psaq.models.trace import IMAGE, NORMS, Call, Trace, trace
 
 Answers = Float[Tensor, "images numbers"]
+Images = Float[Tensor, "images channels height width"] | list[Float[Tensor, "channels height width"]]
 
 
 class Answering:
@@ -28,32 +31,36 @@ class Answering:
 
     def __call__(self, images: Float[Tensor, "images channels height width"]) -> Answers:
         """Raises PsaqError where the output holds no number that belongs to one image."""
+        return self.with_output(images)[1]
+
+    def with_output(self, images: Images) -> tuple[Any, Answers]:
+        """The model's own output, and its numbers. Raises PsaqError as `__call__`."""
         if takes(self.model) == "list":
             return self._of_heads(images)
         output = run(self.model, images)
         logits = logits_of(output)
         if logits is not None:
-            return logits
+            return output, logits
         self.has_classes = False
         rows = [tensor.flatten(1) for tensor in tensors_of(output) if tensor.ndim and len(tensor) == len(images)]
         if not rows:
             raise PsaqError(f"{type(self.model).__name__}: its output holds no tensor with a row for each image")
-        return torch.cat([row.float() for row in rows], 1)
+        return output, torch.cat([row.float() for row in rows], 1)
 
-    def _of_heads(self, images: Tensor) -> Answers:
+    def _of_heads(self, images: Images) -> tuple[Any, Answers]:
         if self._heads is None:
-            self._heads = _heads(self._body, images[:1])
+            self._heads = _heads(self._body, images[0][None])
         emitted: list[Tensor] = []
         handles = [
             self._body.get_submodule(name).register_forward_hook(lambda _, __, output: emitted.append(output))
             for name in self._heads
         ]
         try:
-            run(self.model, images)
+            output = run(self.model, images)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat([output.flatten(1).float() for output in emitted], 1)
+        return output, torch.cat([numbers.flatten(1).float() for numbers in emitted], 1)
 
 
 def head_layers(seen: Trace) -> list[str]:

@@ -1,13 +1,15 @@
 """How a model is called with a batch of images, and which tensors are in what it gives."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.errors import PsaqError
 from psaq.models.torchvision_models import DETECTORS
 
 Takes = Literal["batch", "list", "pixel_values"]
@@ -31,15 +33,19 @@ def takes(model: nn.Module) -> Takes:
     return "list" if parameters and _is_list(parameters[0].annotation) else "batch"
 
 
-def run(model: nn.Module, images: Float[Tensor, "images channels height width"]) -> Any:
-    """The model's own output for a batch of images, given as it takes them."""
+def run(
+    model: nn.Module,
+    images: Float[Tensor, "images channels height width"] | Sequence[Float[Tensor, "channels height width"]],
+) -> Any:
+    """The model's own output for images, given as it takes them. Raises PsaqError for images of several sizes where it
+    takes them as one tensor."""
     match takes(model):
         case "list":
-            return model(list(images.unbind(0)))
+            return model(list(images))
         case "pixel_values":
-            return model(pixel_values=images)
+            return model(pixel_values=_stacked(images))
         case _:
-            return model(images)
+            return model(_stacked(images))
 
 
 def logits_of(output: Any) -> Float[Tensor, "images classes"] | None:
@@ -64,6 +70,15 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         return
     for part in _parts(output):
         yield from _tensors(part)
+
+
+def _stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise PsaqError(f"images of shapes {', '.join(map(str, sorted(shapes)))}: the model takes one size at a time")
+    return torch.stack(list(images))
 
 
 def _parts(output: Any) -> list[Any]:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
-from psaq.evaluation import Logits, logit_sqnr, most_likely
 from psaq.files import write_text, write_whole
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.models.answers import Answering
@@ -22,6 +21,7 @@ from psaq.quantization.model.points import WEIGHT, Point, layer_of, live_points,
 from psaq.quantization.pipeline import calibrate_at_once, prepared
 from psaq.quantization.quantizers.weights import bits_at
 from psaq.quantization.recipes import Recipe
+from psaq.tasks.classification import Logits, logit_sqnr, most_likely
 from psaq_plots import Style, save_figure, sensitivity_figure
 
 Switches = Mapping[str, nn.Module]

@@ -11,6 +11,10 @@ from psaq.errors import PsaqError
 from psaq_plots import figure_bytes
 
 TITLES = {
+    "predictions": (
+        "What both models find",
+        "Left in full precision, right quantised; vermilion marks what differs: classes, boxes found by one alone.",
+    ),
     "samples": ("Synthesised images", "True colours; below each its class and the model's confidence in it (Fig. 2)."),
     "film": ("From noise to image", "The first images after some of the steps."),
     "density": (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from psaq import Recipe, capture, deploy, gaussian_images, load_model, quantize
-from psaq.evaluation import logit_sqnr
+from psaq.tasks.classification import logit_sqnr
 from psaq_kernels import PerTensor, PerToken, QuantizedWeight, layer_norm_quantize, linear_torch, quant_linear
 from psaq_kernels.linear import _quant_linear
 

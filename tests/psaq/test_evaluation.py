@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from psaq.errors import PsaqError
-from psaq.evaluation import Report, collect_logits, compare, evaluate, logit_sqnr
+from psaq.evaluation import evaluate
+from psaq.tasks.classification import Report, collect_logits, compare, logit_sqnr
 
 
 class Shown(nn.Module):

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from psaq.evaluation import collect_logits, compare, evaluate
+from psaq.evaluation import evaluate
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.zoo import load_model
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
+from psaq.tasks.classification import collect_logits, compare
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import psaq
-from psaq.evaluation import Report, collect_logits, compare, logit_sqnr
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.tasks.classification import Report, collect_logits, compare, logit_sqnr
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"

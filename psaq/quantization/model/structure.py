@@ -221,7 +221,7 @@ class StructureReader:
         return names.take(call, ("left", "right", None))
 
     def _sum_entry(self, call: Call, names: "_Names") -> Entry:
-        if len(call.sources) != 2 or self.trace.is_static(call.index):
+        if len(call.sources) != 2 or self.trace.is_static(call.index) or _is_of_places(call):
             return None
         static = [self.trace.is_static(source) for source in call.sources]
         if not any(static):
@@ -374,6 +374,13 @@ def _is_layer(call: Call) -> bool:
     return call.kind == "layer"
 
 
+def _is_of_places(call: Call) -> bool:
+    """Whether a sum is one of corners, centres or sizes of boxes, as detectors reckon with: no features are so few, and
+    8 bits would move the boxes."""
+    return len(call.shape) < 2 or (len(call.shape) <= 3 and call.shape[-1] <= _MOST_COORDINATES)
+
+
+_MOST_COORDINATES = 4
 _MOST_ENDS = 8
 """More layers than that are no heads: they write to a residual stream that is the answer."""
 

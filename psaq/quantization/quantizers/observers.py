@@ -22,6 +22,8 @@ class MinMaxObserver(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if x.numel() == 0:  # a detector has found nothing that its second stage could look at
+            return x
         low, high = torch.aminmax(x.float())
         self.low, self.high = torch.minimum(self.low.to(low), low), torch.maximum(self.high.to(high), high)
         return x
@@ -29,7 +31,10 @@ class MinMaxObserver(nn.Module):
     def range(self, name: str) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The observed (low, high). Raises PsaqError, naming the point, unless both are finite."""
         if self.low > self.high:
-            raise PsaqError(f"{name}: no activation reached this point during calibration; pass at least one image")
+            raise PsaqError(
+                f"{name}: no activation reached this point during calibration; pass more images, and to a "
+                "detector of two stages such that it finds something in, or leave the layer in float"
+            )
         if not (self.high - self.low).isfinite():
             raise PsaqError(
                 f"{name}: activations were NaN or infinite during calibration; check the images and the weights"
@@ -46,6 +51,8 @@ class SamplingObserver(MinMaxObserver):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]:
+        if x.numel() == 0:
+            return x
         rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
         keep = max(1, _SAMPLE // rows.shape[-1])
         if len(rows) > keep:

@@ -6,8 +6,8 @@ import torch
 from psaq import Recipe, deploy, quantize
 from psaq.density.maps import similarity_maps
 from psaq.errors import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
+from psaq.tasks.classification import logit_sqnr
 
 
 @pytest.fixture

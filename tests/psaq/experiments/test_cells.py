@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 
 from psaq.errors import PsaqError
-from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, CellStore, Result
 from psaq.files import read_record
 from psaq.quantization.recipes import RECIPES, Recipe
+from psaq.tasks.classification import Report
 
 CELL = Cell("vit_tiny.tag", "paper", "W4A8", "PSAQ", 2)
 RESULT = Result(CELL, Report(50.0, 75.0, 8, 90.0, math.inf), 60.0, "digest")

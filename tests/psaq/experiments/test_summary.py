@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from psaq.evaluation import Report
 from psaq.experiments.cells import Cell, Result
 from psaq.experiments.summary import markdown, mean_rows, write_cells
+from psaq.tasks.classification import Report
 
 
 def result(model, method, seed, top1, recipe="paper"):

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq import PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save
-from psaq.evaluation import logit_sqnr
 from psaq.files import load_tensors
 from psaq.quantization.checkpoint import KIND
 from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
+from psaq.tasks.classification import logit_sqnr
 
 SCOPES = ("all", "matmul", "linear")
 EVERY_PART = {"ranges": "search", "fold": 0.5, "error_correction": 0.5, "distillation_steps": 2}

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psaq import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.tasks.classification import logit_sqnr
 
 Quantise = Callable[[str, Tensor], Tensor]
 

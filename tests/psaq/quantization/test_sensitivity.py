@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq import PsaqError, Recipe, quantize, sensitivity
-from psaq.evaluation import logit_sqnr
 from psaq.quantization.model.points import Point, all_points, live_points
+from psaq.tasks.classification import logit_sqnr
 
 
 @pytest.fixture

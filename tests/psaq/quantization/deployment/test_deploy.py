@@ -11,7 +11,6 @@ from sqnr import usual_sqnr
 from torch import Tensor, nn
 
 from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save, simulate
-from psaq.evaluation import logit_sqnr
 from psaq.models.answers import Answering
 from psaq.models.features import patch_features
 from psaq.quantization.deployment import deploy as deploy_module
@@ -19,6 +18,7 @@ from psaq.quantization.deployment.deploy import _summarised
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
 from psaq.quantization.model.points import live_points
 from psaq.quantization.model.watching import Watched
+from psaq.tasks.classification import logit_sqnr
 from psaq_kernels.processor import largest_exact_weight
 
 products_of_bytes = pytest.mark.skipif(largest_exact_weight() == 0, reason="oneDNN has no product of bytes here")

@@ -12,12 +12,12 @@ from torch import nn
 
 from psaq import PsaqError, Recipe, describe, quantize
 from psaq.commands.export import onnx_session
-from psaq.evaluation import logit_sqnr
 from psaq.models.answers import Answering
 from psaq.quantization.deployment.onnx_graph import _OnnxPoint, export_float_onnx, export_onnx
 from psaq.quantization.model.points import live_points
 from psaq.quantization.quantizers.affine import asymmetric_per_tensor
 from psaq.quantization.quantizers.uneven import SplitQuantizer
+from psaq.tasks.classification import logit_sqnr
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

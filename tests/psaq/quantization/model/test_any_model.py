@@ -13,7 +13,6 @@ from torch import nn
 from psaq.density import patch_similarity_density
 from psaq.density.maps import similarity_maps
 from psaq.errors import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.experiments.share import quantised_share
 from psaq.models.answers import Answering
 from psaq.models.calling import tensors_of
@@ -30,6 +29,7 @@ from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import sensitivity
 from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.tasks.classification import logit_sqnr
 
 
 def same(one: object, other: object) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq.errors import PsaqError
-from psaq.evaluation import logit_sqnr
 from psaq.models.features import patch_features
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import Point, all_points, live_points, points_in_scope, weight_points
+from psaq.tasks.classification import logit_sqnr
 
 
 def copied(model: nn.Module, images: Tensor | None = None) -> nn.Module:

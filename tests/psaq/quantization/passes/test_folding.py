@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
-from psaq.evaluation import logit_sqnr
+from psaq.tasks.classification import logit_sqnr
 
 PLAIN = [name for name in VARIANTS if name not in ("layer scale, query-key norm", "attention and MLP norm")]
 

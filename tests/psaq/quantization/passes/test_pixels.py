@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
 from psaq import Recipe, deploy, load, quantize, save
-from psaq.evaluation import logit_sqnr
 from psaq.models.zoo import data_config
 from psaq.quantization.model.conversion import converted, structure
 from psaq.quantization.model.layers import PIXELS
@@ -16,6 +15,7 @@ from psaq.quantization.model.points import live_points
 from psaq.quantization.model.streams import streams
 from psaq.quantization.passes.pixels import Pixels, read_pixels
 from psaq.quantization.pipeline import left_out
+from psaq.tasks.classification import logit_sqnr
 
 GRID = Recipe(pixel_grid=True, scope="matmul")
 

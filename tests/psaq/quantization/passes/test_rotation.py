@@ -12,8 +12,8 @@ from timm.layers import RmsNorm
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
-from psaq.evaluation import logit_sqnr
 from psaq.quantization.passes.rotation import mean_keeping_rotation, random_rotation
+from psaq.tasks.classification import logit_sqnr
 
 NOT_ROTATED = ("distilled, unused norm", "norm before", "norm after", "swin, padded windows")
 

@@ -1,0 +1,1 @@
+"""What models are for: how their answers are read, how two of them differ, and how they are scored."""

@@ -1,0 +1,55 @@
+"""What a model is for: as it is told, or as its output shows."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from psaq.errors import PsaqError
+from psaq.models.calling import run, takes
+from psaq.models.data import data_config
+from psaq.models.heads import classes_or_none, says_nothing_of_classes
+from psaq.tasks.classification import Classification, Features
+from psaq.tasks.detection import Detection
+from psaq.tasks.segmentation import Segmentation
+from psaq.tasks.task import TASKS, Task, TaskName
+
+_TASKS: dict[TaskName, Task] = {task.name: task for task in (Classification(), Segmentation(), Detection(), Features())}
+
+
+def task_of(model: nn.Module, told: TaskName | None = None) -> Task:
+    """A model's task: the one named, what `psaq.describe` was told, or what its output to one black image shows.
+
+    Raises:
+        PsaqError: there is no such task, or nothing says what size the model's images have.
+    """
+    told = told or getattr(model, "psaq_task", None)
+    if told is not None:
+        return _TASKS[checked_task(told)]
+    if classes_or_none(model) is not None or says_nothing_of_classes(model):
+        return _TASKS["classification"]  # what then answers with no row of classes is scored without them
+    return _TASKS["detection" if takes(model) == "list" else _of_output(_output(model))]
+
+
+def checked_task(told: Any) -> TaskName:
+    """A task by name. Raises PsaqError where there is no such task."""
+    if told not in TASKS:
+        raise PsaqError(f"task {told!r}: must be one of {', '.join(TASKS)}")
+    return told
+
+
+def _of_output(output: Any) -> TaskName:
+    if not hasattr(output, "get"):
+        return "features"
+    if output.get("pred_boxes") is not None:
+        return "detection"
+    if output.get("masks_queries_logits") is not None:
+        return "segmentation"
+    logits = output.get("logits", output.get("out"))
+    return "segmentation" if getattr(logits, "ndim", 0) == 4 else "features"
+
+
+@torch.no_grad()
+def _output(model: nn.Module) -> Any:
+    config, like = data_config(model), next(model.parameters())
+    return run(model.eval(), torch.zeros(1, config.channels, *config.image_size).to(like))
