@@ -54,7 +54,14 @@ class CellStore:
 
     def write(self, result: Result) -> None:
         """Keep a finished cell, whole or not at all."""
-        write_record(self._file(result.cell), {**asdict(result), "quantiser": as_json(result.cell.quantiser)})
+        content = {
+            "cell": asdict(result.cell),
+            "report": result.report.as_dict(),
+            "fp_top1": result.fp_top1,
+            "weights": result.weights,
+            "quantiser": as_json(result.cell.quantiser),
+        }
+        write_record(self._file(result.cell), content)
 
     def read(self, cell: Cell) -> Result:
         """A finished cell. Raises PsaqError where its file is damaged, another cell's, or of a time when the recipe of

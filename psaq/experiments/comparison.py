@@ -1,7 +1,7 @@
 """Table 1's question: the same quantiser, calibrated on real images, on noise and on synthesised ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         """The row's figures by column name, for CSV and JSON."""
-        whole = asdict(self)
-        return {**{name: whole[name] for name in ("model", "precision", "method", "fp_top1")}, **whole["report"]}
+        place = {name: getattr(self, name) for name in ("model", "precision", "method", "fp_top1")}
+        return place | self.report.as_dict()
 
 
 def compare_sources(
