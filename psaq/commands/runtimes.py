@@ -5,6 +5,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,7 +109,14 @@ def _openvino(path: Path, **more: Any) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,
     }
-    return _imported(OPENVINO).Core().compile_model(str(path), "CPU", {**options, **more})
+    return _core(_imported(OPENVINO)).compile_model(str(path), "CPU", {**options, **more})
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """One for the whole process. Each gives its thread a stack for signals and takes it back at its end; where two
+    overlap, a stack stays whose memory is gone, and the next signal's handler ends the process."""
+    return openvino.Core()
 
 
 def _openvino_products(path: Path, images: Images) -> list[bool]:

@@ -1,10 +1,12 @@
 """``psaq export``: the file, the check in onnxruntime, and one message for wrong input."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import environment
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
 from psaq.commands import export as export_module
@@ -101,3 +103,27 @@ def test_a_runtime_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(PsaqError, match=r"openvino is not installed; run pip install .psaq\[openvino\]"):
         session(tmp_path / "q.onnx", "openvino")
+
+
+SIGNALLED = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+from launch import environment
+from psaq.commands.runtimes import session
+
+one, other = (session(Path(sys.argv[1]), "openvino") for _ in range(2))
+del one
+gc.collect()
+del other
+gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: print("told"))
+subprocess.run([sys.executable, "--version"], check=True, capture_output=True)
+"""
+
+
+def test_a_signal_after_openvino_ends_no_process(qmodel: torch.nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    export_onnx(qmodel, tmp_path / "model.onnx", runtime="openvino")
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "told"), done.stderr
