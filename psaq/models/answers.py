@@ -1,5 +1,6 @@
 """What a model answers, as one row of numbers for each image: logits, or whatever it gives in their place."""
 
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -31,10 +32,14 @@ class Answering:
 
     def __call__(self, images: Float[Tensor, "images channels height width"]) -> Answers:
         """Raises PsaqError where the output holds no number that belongs to one image."""
-        return self.with_output(images)[1]
+        numbers = self.with_output(images)[1]
+        if not numbers.numel():
+            raise PsaqError(f"{type(self.model).__name__}: none of its heads emits numbers for each image")
+        return numbers
 
     def with_output(self, images: Images) -> tuple[Any, Answers]:
-        """The model's own output, and its numbers. Raises PsaqError as `__call__`."""
+        """The model's own output, and its numbers, none where its heads run for one image after the other. Raises
+        PsaqError as `__call__`."""
         if takes(self.model) == "list":
             return self._of_heads(images)
         output = run(self.model, images)
@@ -60,7 +65,9 @@ class Answering:
         finally:
             for handle in handles:
                 handle.remove()
-        return output, torch.cat([numbers.flatten(1).float() for numbers in emitted], 1)
+        # What looks at proposals, as a second stage does, has rows for those, as many as the first has chosen.
+        rows = [numbers.flatten(1).float() for numbers in takewhile(lambda each: len(each) == len(images), emitted)]
+        return output, torch.cat(rows, 1) if rows else torch.zeros(len(images), 0)
 
 
 def head_layers(seen: Trace) -> list[str]:

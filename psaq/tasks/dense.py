@@ -83,7 +83,7 @@ class DenseTask(Task):
 
     def _compared(self, truth: Any, model: Answered, reference: Answered | None = None) -> Record:
         record = self.record(truth, model.answer, None if reference is None else reference.answer)
-        if reference is not None and reference.numbers.shape == model.numbers.shape:
+        if reference is not None and model.numbers.numel() and reference.numbers.shape == model.numbers.shape:
             wanted = reference.numbers.double()
             record["signal"] = wanted.square().sum().item()
             record["noise"] = (wanted - model.numbers.double()).square().sum().item()

@@ -224,8 +224,8 @@ def average_precisions(dataset: CocoPictures, results: list[dict[str, Any]], kin
         return [0.0 if there else math.nan for there in dataset.sizes_there()]
     tools = pycocotools()
     with contextlib.redirect_stdout(io.StringIO()):  # it reports to whoever reads the screen
-        truth = dataset.coco()
-        evaluation = tools.cocoeval.COCOeval(truth, truth.loadRes(results), kind)
+        truth = dataset.coco()  # and what it is given it writes outlines of boxes into
+        evaluation = tools.cocoeval.COCOeval(truth, truth.loadRes([dict(result) for result in results]), kind)
         evaluation.params.imgIds = dataset.image_ids
         evaluation.evaluate()
         evaluation.accumulate()

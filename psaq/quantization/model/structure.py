@@ -28,6 +28,7 @@ ACTIVATIONS = frozenset(
 )
 
 
+_MASKS = frozenset({"masked_fill", "where"})
 _MOVES = frozenset({"permute", "transpose", "movedim"})
 
 
@@ -225,7 +226,11 @@ class StructureReader:
             return None
         static = [self.trace.is_static(source) for source in call.sources]
         if not any(static):
-            return None if self._joins_heads(call) else (None, None, names.numbered(call, "residual"))
+            return (
+                None
+                if self._joins_heads(call) or self._is_masked(call)
+                else (None, None, names.numbered(call, "residual"))
+            )
         learnt = call.sources[static.index(True)]
         if not self._is_learnt(learnt) or self._extent(learnt) < 2:
             return None  # a mask, or a bias of its own
@@ -241,6 +246,14 @@ class StructureReader:
         """Whether the answers of two heads are added: they have passed a point each."""
         behind = [self._layer_behind(source) for source in call.sources]
         return all(layer in self.heads for layer in behind)
+
+    def _is_masked(self, call: Call) -> bool:
+        """Whether scores lose what a mask that the image decides takes from them: −∞ has no level."""
+        masks = (
+            self.trace.came_from(source, lambda c: c.name in _MASKS, lambda c: c.name in VIEWS)
+            for source in call.sources
+        )
+        return any(masks) and self._goes_into_softmax(call)
 
     def _layer_behind(self, source: Source) -> str | None:
         """The layer whose output a tensor is, however rearranged."""

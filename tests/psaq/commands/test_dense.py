@@ -1,0 +1,101 @@
+"""Boxes and pixels from the command line: a model of one's own, quantised with no data, scored and drawn."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from dense_makes import write_annotations, write_masks, write_pictures
+from PIL import Image
+
+from psaq.cli import main
+from psaq.runs import read_run
+
+HERE = str(Path(__file__).parents[2])
+MODELS = f"""
+import sys
+sys.path.insert(0, {HERE!r})
+from dense_makes import dense_model
+
+def detector():
+    return dense_model("Swin FCOS")
+
+def segmenter():
+    return dense_model("UperNet")
+"""
+TRUTHS = {"detector": ["--annotations", "boxes.json"], "segmenter": ["--masks", "masks"]}
+TASKS = {"detector": "detection", "segmenter": "segmentation"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    pytest.importorskip("pycocotools")
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(MODELS)
+    write_pictures(tmp_path / "images")
+    write_masks(tmp_path / "masks")
+    write_annotations(tmp_path / "boxes.json")
+    return tmp_path
+
+
+@pytest.fixture
+def psaq(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["psaq", *arguments])
+        main()
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["detector", "segmenter"])
+def test_from_a_file_of_ones_own_to_scores_and_a_page(folder, psaq, name):
+    model = ["--model", f"models.py:{name}"]
+    quantize = [*model, "--recipe", "paper", "--images", "images", "--num-images", "2", "--out", "w8a8"]
+    psaq("quantize", *quantize)
+    evaluate = [*model, "--task", TASKS[name], "--images", "images", *TRUTHS[name], "--batch-size", "2"]
+    said = psaq("evaluate", *evaluate, "--quantized", "w8a8", "--out", "scores").out.splitlines()
+    assert said[0].startswith(f"models.py:{name}: ")
+    assert "agreement" in said[1]
+    results = read_run(folder / "scores")["results"]
+    assert results["fp"]["agreement"] is None
+    assert results["quantized"]["agreement"] > 50
+    page = (folder / "scores" / "report.html").read_text(encoding="utf-8")
+    assert "What both models find" in page
+    drawn = psaq("plot-predictions", *model, "--quantized", "w8a8", "--images", "images", "--pictures", "2")
+    assert drawn.out.strip() == "predictions.png"
+    with Image.open(folder / "predictions.png") as picture:
+        assert min(picture.size) > 500
+    alone = psaq("evaluate", *evaluate).out
+    assert alone.strip() == said[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model", "models.py:detector"], "is for detection; add --images DIR and --annotations FILE"),
+        (["--model", "models.py:segmenter"], "is for segmentation; add --images DIR and --masks DIR"),
+        (["--annotations", "boxes.json"], "--annotations: name the folder of the pictures, too"),
+        (["--masks", "masks"], "--masks: name the folder of the pictures, too"),
+        (["--images", "images", "--masks", "masks", "--annotations", "boxes.json"], "give one of them"),
+        (["--images", "images", "--masks", "masks", "--task", "detection"], "--masks: is for segmentation"),
+    ],
+)
+def test_options_that_do_not_go_together_are_said_before_the_work(folder, psaq, capsys, options, complaint):
+    with pytest.raises(SystemExit) as ended:
+        psaq("evaluate", *options)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_model_of_classes_has_no_predictions_to_draw(folder, psaq, capsys):
+    psaq("quantize", "--recipe", "paper", "--gaussian", "--num-images", "2", "--out", "classes")
+    with pytest.raises(SystemExit):
+        psaq("plot-predictions", "--quantized", "classes", "--images", "images")
+    assert "there are neither boxes nor pixels to draw" in capsys.readouterr().err
+
+
+def test_the_normalisation_may_be_told(folder, psaq):
+    common = ["evaluate", "--model", "models.py:segmenter", "--images", "images", "--masks", "masks"]
+    usual = psaq(*common).out
+    assert psaq(*common, "--mean", "0.9", "--std", "0.1").out != usual
