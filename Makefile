@@ -34,7 +34,7 @@ $(BIN)/python:
 # torchvision is named beside torch so that pip picks two builds that belong together.
 $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet torch torchvision timm
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[dense]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

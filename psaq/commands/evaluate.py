@@ -14,10 +14,10 @@ from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.images.coco import coco
 from psaq.images.folder import counted
+from psaq.images.held_out import held_out_scenes
 from psaq.images.imagenet import imagenet
 from psaq.images.masks import segmentation
-from psaq.images.scenes import SceneDataset
-from psaq.models.micro import MICRO_MODELS
+from psaq.models.micro import MICRO_DENSE, MICRO_MODELS
 from psaq.quantization.checkpoint import load
 from psaq.reports import write_report
 from psaq.runs import RunFolder
@@ -26,8 +26,6 @@ from psaq.tasks.pictures import draw_predictions
 from psaq.tasks.task import TaskName, TaskReport
 from psaq_plots import save_figure
 
-HELD_OUT_SEED = 1_000_033
-"""Of scenes that training never saw: it draws from other seeds."""
 PREDICTIONS_FILE = "predictions.png"
 
 
@@ -111,8 +109,8 @@ class Evaluate:
             return segmentation(self.images, self.masks, model, self.ignore)
         lacking = {"detection": "--annotations FILE", "segmentation": "--masks DIR"}
         task = task_of(model, self.task).name
-        if self.model.model in MICRO_MODELS and self.images is None:
-            return SceneDataset(self.scenes, HELD_OUT_SEED, model)
+        if self.images is None and self.model.model in (*MICRO_MODELS, *MICRO_DENSE):
+            return held_out_scenes(self.model.model, self.scenes, model)
         if task in lacking:
             raise PsaqError(f"model {self.model.model!r}: is for {task}; add --images DIR and {lacking[task]}")
         if self.images is not None:

@@ -20,7 +20,8 @@ class ModelOptions:
     """Which model, with which weights, on which device."""
 
     model: str = "micro_vit"
-    """A Table 1 name, any timm tag, a bundled model (micro_vit, micro_swin), transformers:NAME-OR-FOLDER for a model of
+    """A Table 1 name, any timm tag, a bundled model (micro_vit, micro_swin, micro_segmenter,
+    micro_detector), transformers:NAME-OR-FOLDER for a model of
     transformers in safetensors, or FILE.py:FUNCTION for a function of yours that returns a torch.nn.Module."""
     weights: Path | None = None
     """A local file of weights (.safetensors, .pth, .pt, .bin); without it the published ones are used."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
-from psaq.models.data import data_config, find_data
+from psaq.models.data import data_config, find_data, network_data
+from psaq.models.image_format import renormalised
 
 Images = Float[Tensor, "images channels height width"]
 CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
@@ -51,11 +52,12 @@ def batches_for(model: nn.Module, images: CalibrationImages, batch_size: int) ->
 
 
 def gaussian_images(model: nn.Module, count: int, seed: int = 0) -> Images:
-    """Standard normal noise of the model's input size, in its normalised space: Table 1's "Gaussian"."""
+    """Noise of the model's input size, standard normal as its network gets it: Table 1's "Gaussian"."""
     if count < 1:
         raise PsaqError(f"{count} images: must be at least 1")
-    config = data_config(model)
-    return torch.randn(count, config.channels, *config.image_size, generator=torch.Generator().manual_seed(seed))
+    config, network = data_config(model), network_data(model)
+    draw = torch.Generator().manual_seed(seed)
+    return renormalised(torch.randn(count, config.channels, *config.image_size, generator=draw), network, config)
 
 
 def _tensors(images: CalibrationImages) -> Iterator[Tensor]:

@@ -49,8 +49,8 @@ class CocoTruth:
         return self.labels[label]
 
 
-class CocoPictures(Dataset[tuple[Tensor, CocoTruth]]):
-    """Pictures as a model wants them, each with its number among the annotations.
+class CocoAnnotations:
+    """Boxes as COCO writes them, and what is asked of them to score others.
 
     Attributes:
         annotations: the file's contents, checked.
@@ -58,30 +58,11 @@ class CocoPictures(Dataset[tuple[Tensor, CocoTruth]]):
         has_masks: whether every object has its outline.
     """
 
-    def __init__(self, folder: Path, file: Path, annotations: dict[str, Any], model: nn.Module, labels: Any):
+    def __init__(self, annotations: dict[str, Any], source: Path | str):
         self.annotations = annotations
         self.image_ids = [image["id"] for image in annotations["images"]]
         self.has_masks = all("segmentation" in each for each in annotations["annotations"])
-        self._folder, self._file, self._labels = folder, file, labels
-        self._preprocess = WholePicture(model)
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "channels height width"], CocoTruth]:
-        """Raises PsaqError for a picture that cannot be read, or that has another size than is said."""
-        known, image = self.annotations["images"][index], self.picture(index)
-        if (image.width, image.height) != (known["width"], known["height"]):
-            raise PsaqError(
-                f"{self._folder / known['file_name']}: is {image.width}×{image.height}, {self._file} says "
-                f"{known['width']}×{known['height']} of image {known['id']}; its boxes lie in other pixels"
-            )
-        return self._preprocess(image), CocoTruth(known["id"], image.height, image.width, self._labels)
-
-    def picture(self, index: int) -> Image.Image:
-        """A picture as it is on disk."""
-        file = self._folder / self.annotations["images"][index]["file_name"]
-        return read_image(file, str(file))
+        self._source = source
 
     def coco(self) -> Any:
         """The annotations as pycocotools holds them."""
@@ -100,7 +81,7 @@ class CocoPictures(Dataset[tuple[Tensor, CocoTruth]]):
         known = {category["id"] for category in self.annotations["categories"]}
         if found and not found & known:
             raise PsaqError(
-                f"{self._file}: has the categories {', '.join(map(str, sorted(known)))}, the model finds "
+                f"{self._source}: has the categories {', '.join(map(str, sorted(known)))}, the model finds "
                 f"{', '.join(map(str, sorted(found)))}; say with labels which category each of its labels is"
             )
 
@@ -109,6 +90,33 @@ class CocoPictures(Dataset[tuple[Tensor, CocoTruth]]):
         areas = [each["area"] for each in self.annotations["annotations"] if not each["iscrowd"]]
         sizes = [any(low <= area < high for area in areas) for low, high in ((0, _SMALL), (_SMALL, _MEDIUM))]
         return [bool(areas)] * 3 + [*sizes, any(area >= _MEDIUM for area in areas)]
+
+
+class CocoPictures(CocoAnnotations, Dataset[tuple[Tensor, CocoTruth]]):
+    """Pictures as a model wants them, each with its number among the annotations."""
+
+    def __init__(self, folder: Path, file: Path, annotations: dict[str, Any], model: nn.Module, labels: Any):
+        super().__init__(annotations, file)
+        self._folder, self._labels = folder, labels
+        self._preprocess = WholePicture(model)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "channels height width"], CocoTruth]:
+        """Raises PsaqError for a picture that cannot be read, or that has another size than is said."""
+        known, image = self.annotations["images"][index], self.picture(index)
+        if (image.width, image.height) != (known["width"], known["height"]):
+            raise PsaqError(
+                f"{self._folder / known['file_name']}: is {image.width}×{image.height}, {self._source} says "
+                f"{known['width']}×{known['height']} of image {known['id']}; its boxes lie in other pixels"
+            )
+        return self._preprocess(image), CocoTruth(known["id"], image.height, image.width, self._labels)
+
+    def picture(self, index: int) -> Image.Image:
+        """A picture as it is on disk."""
+        file = self._folder / self.annotations["images"][index]["file_name"]
+        return read_image(file, str(file))
 
 
 def coco(

@@ -1,6 +1,7 @@
 """Picture files, wherever they lie, as a model wants them: no classes asked for."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from psaq.images.folder import IMAGE_SUFFIXES, counted, find_pictures
 from psaq.images.preprocessing import preprocessing_for, read_image
 from psaq.images.synthetic import SyntheticImages
 from psaq.images.whole import WholePicture
+from psaq.models.image_format import renormalised
 from psaq.models.zoo import data_config
 from psaq.progress import note
 
@@ -72,13 +74,8 @@ def normalised_for(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "
         PsaqError: they have other channels than the model takes.
     """
     config = data_config(model)
-    if (images.mean, images.std) == (config.mean, config.std):
-        return images.images
     if len(images.mean) != config.channels:
         raise PsaqError(
             f"images of {len(images.mean)} channels: the model takes {config.channels}; synthesise them from this model"
         )
-    mean, std, new_mean, new_std = (
-        torch.tensor(values)[:, None, None] for values in (images.mean, images.std, config.mean, config.std)
-    )
-    return (images.images * std + mean - new_mean) / new_std
+    return renormalised(images.images, replace(config, mean=images.mean, std=images.std), config)

@@ -8,10 +8,10 @@ from torch import nn
 from psaq.errors import PsaqError
 from psaq.models.image_format import DataConfig, Size, imagenet_format, input_channels, square
 from psaq.models.timm_data import timm_data
-from psaq.models.torchvision_models import torchvision_data
+from psaq.models.torchvision_models import own_statistics, torchvision_data
 from psaq.models.transformers_data import transformers_data
 
-__all__ = ["DataConfig", "data_config", "find_data"]
+__all__ = ["DataConfig", "data_config", "find_data", "network_data"]
 
 _LIBRARIES: tuple[Callable[[nn.Module], DataConfig | None], ...] = (transformers_data, torchvision_data, timm_data)
 _SIZE_NAMES = ("image_size", "img_size")
@@ -34,6 +34,13 @@ def data_config(model: nn.Module) -> DataConfig:
             "say it: psaq.describe(model, image_size=…, mean=…, std=…)"
         )
     return found
+
+
+def network_data(model: nn.Module) -> DataConfig:
+    """`data_config`, but of a detector that takes pixels in [0, 1] the statistics by which it normalises them itself:
+    the space that its network works in. Raises PsaqError as `data_config`."""
+    found, own = data_config(model), own_statistics(getattr(model, "psaq_body", model))
+    return found if own is None else replace(found, mean=own[0], std=own[1])
 
 
 def find_data(model: nn.Module, size: Size | None = None) -> DataConfig | None:

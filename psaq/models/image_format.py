@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -25,6 +26,19 @@ class DataConfig:
     def channels(self) -> int:
         """How many channels an image has."""
         return len(self.mean)
+
+
+def renormalised(
+    images: Float[torch.Tensor, "... channels height width"], before: DataConfig, after: DataConfig
+) -> Float[torch.Tensor, "... channels height width"]:
+    """The same pixels in another normalisation."""
+    if (before.mean, before.std) == (after.mean, after.std):
+        return images
+    mean, std, new_mean, new_std = (
+        torch.tensor(values, device=images.device, dtype=images.dtype)[:, None, None]
+        for values in (before.mean, before.std, after.mean, after.std)
+    )
+    return (images * std + mean - new_mean) / new_std
 
 
 def imagenet_format(size: Size, channels: int, interpolation: str = "bicubic", crop_pct: float = 0.875) -> DataConfig:

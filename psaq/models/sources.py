@@ -12,6 +12,8 @@ from torch import nn
 from psaq.errors import PsaqError
 from psaq.models.heads import classes_or_none
 from psaq.models.image_format import input_channels
+from psaq.models.micro import MICRO_DENSE
+from psaq.models.micro.dense import micro_dense
 from psaq.models.timm_data import built_for
 from psaq.models.transformers_data import is_transformers
 from psaq.models.transformers_library import build_transformers, described_config, exported_class
@@ -24,10 +26,10 @@ class ModelSource:
     name: str
     """What the user called it."""
     architecture: str
-    """The timm model name, tag included, or the name of transformers' class."""
+    """The timm model name, tag included, the name of transformers' class, or that of a bundled model."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for ``timm.create_model``, or transformers' configuration; JSON types only."""
-    kind: Literal["timm", "transformers"] = "timm"
+    kind: Literal["timm", "transformers", "micro"] = "timm"
     """The library that builds it."""
 
 
@@ -39,6 +41,8 @@ def build_model(source: ModelSource) -> nn.Module:
     """
     if source.kind == "transformers":
         return remember(build_transformers(source.name, source.architecture, source.options), source).eval()
+    if source.kind == "micro" and source.architecture in MICRO_DENSE:
+        return remember(micro_dense(source.architecture), source).eval()
     if source.kind != "timm":
         raise PsaqError(f"model {source.name!r}: {source.kind!r} builds it, which is unknown here; upgrade psaq")
     try:

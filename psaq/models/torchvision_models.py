@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from psaq.models.image_format import DataConfig, imagenet_format, input_channels, square
+from psaq.models.image_format import DataConfig, Values, imagenet_format, input_channels, square
 
 DETECTORS = (detection.FasterRCNN.__base__, detection.FCOS, detection.RetinaNet, detection.ssd.SSD)
 """The base classes of all its detectors: a list of images in, a dict of boxes for each out."""
@@ -20,6 +20,14 @@ def torchvision_data(model: nn.Module) -> DataConfig | None:
         return None
     size = square(getattr(model, "image_size", _TRAINED_AT))
     return imagenet_format(size, input_channels(model), interpolation="bilinear")
+
+
+def own_statistics(model: nn.Module) -> tuple[Values, Values] | None:
+    """Mean and std by which a detector of torchvision's normalises its images itself; None of any other module."""
+    transform = getattr(model, "transform", None)
+    if not isinstance(transform, GeneralizedRCNNTransform):
+        return None
+    return tuple(map(float, transform.image_mean)), tuple(map(float, transform.image_std))
 
 
 def torchvision_classes(model: nn.Module) -> int | None:

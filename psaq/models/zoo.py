@@ -9,7 +9,7 @@ from torch import nn
 from psaq.errors import PsaqError
 from psaq.models.data import DataConfig, data_config
 from psaq.models.heads import classes_or_none, num_classes
-from psaq.models.micro import MICRO_MODELS, micro_weights
+from psaq.models.micro import MICRO_DENSE, MICRO_MODELS, micro_weights
 from psaq.models.names import TABLE1_MODELS, timm_source
 from psaq.models.published import published_model
 from psaq.models.sources import ModelSource, build_model, model_source
@@ -38,7 +38,8 @@ def load_model(model: str | nn.Module, weights: Path | str | None = None, **arch
     """A trained vision transformer in evaluation mode.
 
     Args:
-        model: a Table 1 name (`TABLE1_MODELS`), a bundled model ("micro_vit", "micro_swin"), any timm name or tag,
+        model: a Table 1 name (`TABLE1_MODELS`), a bundled model ("micro_vit", "micro_swin", "micro_segmenter",
+            "micro_detector"), any timm name or tag,
             "transformers:NAME-OR-FOLDER" for what ``save_pretrained`` wrote, "FILE.py:FUNCTION" for a function of
             one's own that returns a module, or a module, which is returned as it is, without its wrappers.
         weights: a file (.safetensors, .pth, .pt, .bin) that must hold exactly the model's tensors; its code, if any,
@@ -82,7 +83,7 @@ def _trained(name: str, options: Mapping[str, Any]) -> nn.Module:
         return transformers_model(name, options).eval()
     if is_user_code(name):
         return fresh_model(name, options)
-    if name in MICRO_MODELS:
+    if name in (*MICRO_MODELS, *MICRO_DENSE):
         return _loaded(fresh_model(name, options), micro_weights(name))
     return published_model(named_source(name, options)).eval()
 

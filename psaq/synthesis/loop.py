@@ -20,9 +20,10 @@ from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
 from psaq.models.borrowing import borrowed
 from psaq.models.calling import logits_of, run
+from psaq.models.data import network_data
 from psaq.models.features import PatchFeatureRecorder, example_image, record_patch_features
 from psaq.models.fingerprint import fingerprint
-from psaq.models.image_format import fitted
+from psaq.models.image_format import fitted, renormalised
 from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_source
 from psaq.progress import count_as_done, note, progress_bar
@@ -97,7 +98,8 @@ class Synthesis:
         self.classes = _classes(model)
         self.config = replace(config, class_weight=self._class_weight(config))
         self.checkpoint = checkpoint
-        self.data: DataConfig = data_config(model)
+        self.taken: DataConfig = data_config(model)
+        self.data: DataConfig = network_data(model)  # what the steps' size and the smoothness are made for
         like = next(model.parameters())
         self.device, self.dtype = like.device, like.dtype
         self.batch_sizes = _batch_sizes(config.num_images, config.batch_size)
@@ -190,7 +192,7 @@ class Synthesis:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
-            output = run(recorder.model, jittered.to(self.dtype))
+            output = run(recorder.model, renormalised(jittered, self.data, self.taken).to(self.dtype))
         entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
         class_loss = self._class_loss(output, batch)
         rough = smoothness_loss if config.smoothness == "sound" else reference_smoothness_loss

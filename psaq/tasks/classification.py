@@ -38,6 +38,11 @@ class Report:
     reference: "Report | None" = field(default=None, repr=False, compare=False)
     """How the reference itself did."""
 
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The one figure that stands for all, in percent, and what it is called."""
+        return "top-1", self.top1
+
     def as_dict(self) -> dict[str, float | int | None]:
         """The figures by name, for JSON and CSV; None for what there is not."""
         return figures(self)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 
 from psaq.errors import PsaqError
-from psaq.images.coco import CocoPictures, CocoTruth, pycocotools
+from psaq.images.coco import CocoAnnotations, CocoTruth, pycocotools
 from psaq.tasks.dense import DenseTask, Record, Size, sqnr_of
 from psaq.tasks.task import figures, known_figures
 
@@ -64,6 +64,11 @@ class DetectionReport:
     where what is chosen decides what is computed."""
     reference: "DetectionReport | None" = field(default=None, repr=False)
     """How the reference itself did."""
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The one figure that stands for all, in percent, and what it is called."""
+        return "box AP", self.ap
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for JSON and CSV; None for what there is not."""
@@ -218,7 +223,7 @@ def _scored(records: Sequence[Record], name: str, dataset: Any) -> DetectionRepo
     return replace(report, mask_ap=mask_ap, mask_ap50=mask_ap50, mask_ap75=mask_ap75)
 
 
-def average_precisions(dataset: CocoPictures, results: list[dict[str, Any]], kind: str) -> list[float]:
+def average_precisions(dataset: CocoAnnotations, results: list[dict[str, Any]], kind: str) -> list[float]:
     """COCO's AP, AP50, AP75, and AP of small, medium and large objects, in percent; NaN where there is no object."""
     if not results:
         return [0.0 if there else math.nan for there in dataset.sizes_there()]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from psaq.errors import PsaqError
-from psaq.models.calling import run, takes
-from psaq.models.data import data_config
+from psaq.models.calling import logits_of, run, takes
+from psaq.models.data import data_config, find_data
 from psaq.models.heads import classes_or_none, says_nothing_of_classes
 from psaq.tasks.classification import Classification, Features
 from psaq.tasks.detection import Detection
@@ -26,9 +26,12 @@ def task_of(model: nn.Module, told: TaskName | None = None) -> Task:
     told = told or getattr(model, "psaq_task", None)
     if told is not None:
         return _TASKS[checked_task(told)]
-    if classes_or_none(model) is not None or says_nothing_of_classes(model):
-        return _TASKS["classification"]  # what then answers with no row of classes is scored without them
-    return _TASKS["detection" if takes(model) == "list" else _of_output(_output(model))]
+    if classes_or_none(model) is not None:
+        return _TASKS["classification"]
+    if takes(model) == "list":
+        return _TASKS["detection"]
+    # Where nothing says how large its images are, nobody can ask it; what then answers with no classes has none.
+    return _TASKS["classification" if find_data(model) is None else _of_output(_output(model), model)]
 
 
 def checked_task(told: Any) -> TaskName:
@@ -38,7 +41,9 @@ def checked_task(told: Any) -> TaskName:
     return told
 
 
-def _of_output(output: Any) -> TaskName:
+def _of_output(output: Any, model: nn.Module) -> TaskName:
+    if says_nothing_of_classes(model) and logits_of(output) is not None:
+        return "classification"
     if not hasattr(output, "get"):
         return "features"
     if output.get("pred_boxes") is not None:

@@ -41,6 +41,11 @@ class SegmentationReport:
     reference: "SegmentationReport | None" = field(default=None, repr=False)
     """How the reference itself did."""
 
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The one figure that stands for all, in percent, and what it is called."""
+        return "mIoU", self.miou
+
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for JSON and CSV; None for what there is not."""
         return figures(self)

@@ -33,6 +33,10 @@ class TaskReport(Protocol):
     def reference(self) -> "TaskReport | None":
         """How the reference itself did."""
 
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The one figure that stands for all, in percent, and what it is called."""
+
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for JSON and CSV; None for what there is not."""
 

@@ -32,18 +32,24 @@ MICRO_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name → (timm architecture, options for ``timm.create_model``; JSON types only)."""
 
+MICRO_DENSE = ("micro_segmenter", "micro_detector")
+"""The models of pixels and boxes, which `psaq.models.micro.dense` builds."""
+
 
 def micro_architecture(name: str) -> tuple[str, dict[str, Any]]:
     """The timm architecture of a bundled model and its options. Raises PsaqError for another name."""
     if name not in MICRO_MODELS:
-        raise PsaqError(f"model {name!r}: is not bundled; the bundled ones are {', '.join(MICRO_MODELS)}")
+        raise PsaqError(
+            f"model {name!r}: is not bundled; the bundled ones are {', '.join([*MICRO_MODELS, *MICRO_DENSE])}"
+        )
     architecture, options = MICRO_MODELS[name]
     return architecture, dict(options)
 
 
 def micro_weights(name: str) -> Path:
     """The file with a bundled model's trained weights. Raises PsaqError for another name."""
-    micro_architecture(name)
+    if name not in MICRO_DENSE:
+        micro_architecture(name)
     return Path(__file__).parent / f"{name}.safetensors"
 
 

@@ -12,13 +12,13 @@ from launch import TORCHRUN, rank_of, start, wait_for
 from PIL import Image
 
 from psaq.cli import run_command
-from psaq.commands.evaluate import HELD_OUT_SEED
 from psaq.commands.table1 import Table1
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.experiments.table1 import Bench, weights_file
 from psaq.files import read_record, write_record
 from psaq.images.batches import gaussian_images
+from psaq.images.held_out import HELD_OUT_SEED
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model

@@ -1,0 +1,105 @@
+"""The bundled segmenter and detector: small, as good as their records say, trained by a command that is kept."""
+
+import pytest
+import torch
+from torch import nn
+
+from psaq.cli import run_command
+from psaq.errors import PsaqError
+from psaq.evaluation import evaluate
+from psaq.files import read_json
+from psaq.images.held_out import held_out_scenes
+from psaq.images.scene_truths import SceneBoxes, ScenePixels, scene_masks
+from psaq.images.scenes import render_scenes
+from psaq.models.micro import MICRO_DENSE, micro_record, micro_weights
+from psaq.models.micro.train_dense import TrainDense, train
+from psaq.models.zoo import load_model
+from psaq.quantization.checkpoint import load, save
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.recipes import Recipe
+from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.tasks.find import task_of
+
+SHORT = {"steps": 3, "batch_size": 4, "held_out": 4}
+
+
+@pytest.mark.parametrize("name", MICRO_DENSE)
+def test_it_is_small_and_scores_what_its_record_says(name):
+    pytest.importorskip("pycocotools")
+    assert micro_weights(name).stat().st_size < 1_000_000
+    model, record = load_model(name), read_json(micro_record(name))
+    report = evaluate(model, held_out_scenes(name, 100, model))
+    what, score = report.headline
+    assert what == ("mIoU" if name == "micro_segmenter" else "box AP")
+    # A hundred scenes instead of a thousand, of another seed.
+    assert abs(score - record["results"]["miou" if name == "micro_segmenter" else "ap"]) < 8
+    assert score > 50
+
+
+@pytest.mark.parametrize("name", MICRO_DENSE)
+def test_it_is_quantised_with_no_data_and_loaded_by_its_file_alone(name, tmp_path):
+    pytest.importorskip("pycocotools")
+    model = load_model(name)
+    assert task_of(model).name == {"micro_segmenter": "segmentation", "micro_detector": "detection"}[name]
+    images = synthesize(model, SynthesisConfig(num_images=4, steps=5, film_frames=0), progress=False)
+    save(quantize(model, images, Recipe.paper(8, 8)), tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    report = evaluate(loaded, held_out_scenes(name, 40, model), model)
+    assert report.agreement > 80
+    assert report.headline[1] > report.reference.headline[1] - 10
+
+
+@pytest.mark.parametrize("name", MICRO_DENSE)
+def test_training_is_repeated_by_its_seed(name):
+    weights = [train(TrainDense(name, **SHORT, seed=seed))[0].state_dict() for seed in (1, 1, 2)]
+    one, again, other = weights
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_command_writes_weights_that_load_and_a_record(tmp_path, capsys):
+    options = [f"--{option.replace('_', '-')}={value}" for option, value in SHORT.items()]
+    run_command(TrainDense, ["--model=micro_segmenter", "--out", str(tmp_path), *options])
+    said = capsys.readouterr().out
+    assert said.startswith("micro_segmenter: mIoU")
+    assert isinstance(load_model("micro_segmenter", tmp_path / "micro_segmenter.safetensors"), nn.Module)
+    assert read_json(tmp_path / "micro_segmenter.json")["training"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({"model": "micro_vit"}, "must be micro_segmenter or micro_detector"), ({"steps": 0}, "--steps: 0 is not")],
+)
+def test_bad_options_are_refused(options, complaint, tmp_path):
+    with pytest.raises(PsaqError, match=complaint):
+        TrainDense(**{"model": "micro_segmenter", "out": tmp_path, **options}).run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_an_architecture_are_refused():
+    with pytest.raises(PsaqError, match="leave num_classes out"):
+        load_model("micro_segmenter", num_classes=3)
+
+
+def test_masks_and_boxes_are_the_objects():
+    pytest.importorskip("pycocotools")
+    model = load_model("micro_detector")
+    scenes, boxes = render_scenes(6, 5), SceneBoxes(6, 5, model)
+    pixels = ScenePixels(6, 5, load_model("micro_segmenter"))
+    for index, mask in enumerate(scene_masks(scenes)):
+        assert set(mask.unique().tolist()) == {0, 1 + int(scenes.labels[index])}
+        assert torch.equal((mask > 0), scenes.coverage[index] >= 0.5)
+        assert torch.equal(pixels[index][1].mask, mask.byte())
+        left, top, width, height = boxes.annotations["annotations"][index]["bbox"]
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        inside[int(top) : int(top + height), int(left) : int(left + width)] = True
+        assert not ((mask > 0) & ~inside).any()
+        rows, columns = (mask > 0).any(1), (mask > 0).any(0)
+        assert (int(rows.nonzero().min()), int(columns.nonzero().max()) + 1) == (int(top), int(left + width))
+        image, truth = boxes[index]
+        torch.testing.assert_close(image, scenes.images[index], atol=1e-6, rtol=0)
+        assert (truth.image_id, truth.size) == (index, (64, 64))
+    with pytest.raises(IndexError):
+        pixels[6]
+    with pytest.raises(PsaqError, match="0 scenes"):
+        ScenePixels(0, 0, model)
