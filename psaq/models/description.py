@@ -10,6 +10,7 @@ from torch import nn
 from psaq.errors import PsaqError
 from psaq.models.calling import TAKES, Takes
 from psaq.models.data import find_data
+from psaq.models.heads import TaskName, checked_task
 from psaq.models.image_format import DataConfig, Size, Values, fitted, input_channels, square
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,7 +23,7 @@ def describe(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     takes: Takes | None = None,
-    task: str | None = None,
+    task: TaskName | None = None,
 ) -> Model:
     """Tell psaq what it would have to guess of a model; whatever is left out stays as it is found.
 
@@ -31,7 +32,7 @@ def describe(
         mean, std: how pixels in [0, 1] are normalised, a value per channel or one for all.
         takes: what the model is called with: a "batch" (images, channels, height, width), a "list" of images, or
             "pixel_values" by that name.
-        task: what the model is for; any other than "classes" has no classes.
+        task: what the model is for: "classification", "segmentation", "detection" or "features".
 
     Returns:
         The model itself; what was told stands in its attributes ``psaq_data``, ``psaq_takes``, ``psaq_task``.
@@ -43,7 +44,7 @@ def describe(
         raise PsaqError(f"model {model!r}: describe takes a torch.nn.Module; psaq.load_model makes one of a name")
     if takes is not None and takes not in TAKES:
         raise PsaqError(f"takes {takes!r}: must be one of {', '.join(TAKES)}")
-    told: dict[str, object] = {"psaq_takes": takes, "psaq_task": task}
+    told: dict[str, object] = {"psaq_takes": takes, "psaq_task": None if task is None else checked_task(task)}
     if any(value is not None for value in (image_size, mean, std)):
         told["psaq_data"] = _data(model, None if image_size is None else _size(image_size), mean, std)
     for name, value in told.items():

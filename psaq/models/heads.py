@@ -1,5 +1,7 @@
 """How many classes a model tells apart, where it does."""
 
+from typing import Any, Literal, get_args
+
 from torch import nn
 
 from psaq.errors import PsaqError
@@ -8,7 +10,17 @@ from psaq.models.torchvision_models import torchvision_classes
 from psaq.models.transformers_data import is_transformers
 
 _CLASSIFIER = "ForImageClassification"
-_CLASSIFYING = ("classes", "classification")
+TaskName = Literal["classification", "segmentation", "detection", "features"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+"""What a model may be for."""
+_CLASSIFYING: TaskName = "classification"
+
+
+def checked_task(told: Any) -> TaskName:
+    """A task by name. Raises PsaqError where there is no such task."""
+    if told not in TASKS:
+        raise PsaqError(f"task {told!r}: must be one of {', '.join(TASKS)}")
+    return told
 
 
 def num_classes(model: nn.Module) -> int:
@@ -29,7 +41,7 @@ def classes_or_none(model: nn.Module) -> int | None:
     """The number of classes of a classifier; None of an encoder, a segmenter, a detector, or a head of no class."""
     if hasattr(model, "psaq_classes"):
         return model.psaq_classes  # type: ignore[return-value]
-    if getattr(model, "psaq_task", "classes") not in _CLASSIFYING or takes(model) == "list":
+    if getattr(model, "psaq_task", _CLASSIFYING) != _CLASSIFYING or takes(model) == "list":
         return None
     if is_transformers(model):
         config = model.config

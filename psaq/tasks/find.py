@@ -5,14 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from psaq.errors import PsaqError
 from psaq.models.calling import logits_of, run, takes
 from psaq.models.data import data_config, find_data
-from psaq.models.heads import classes_or_none, says_nothing_of_classes
+from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
 from psaq.tasks.classification import Classification, Features
 from psaq.tasks.detection import Detection
 from psaq.tasks.segmentation import Segmentation
-from psaq.tasks.task import TASKS, Task, TaskName
+from psaq.tasks.task import Task, TaskName
 
 _TASKS: dict[TaskName, Task] = {task.name: task for task in (Classification(), Segmentation(), Detection(), Features())}
 
@@ -32,13 +31,6 @@ def task_of(model: nn.Module, told: TaskName | None = None) -> Task:
         return _TASKS["detection"]
     # Where nothing says how large its images are, nobody can ask it; what then answers with no classes has none.
     return _TASKS["classification" if find_data(model) is None else _of_output(_output(model), model)]
-
-
-def checked_task(told: Any) -> TaskName:
-    """A task by name. Raises PsaqError where there is no such task."""
-    if told not in TASKS:
-        raise PsaqError(f"task {told!r}: must be one of {', '.join(TASKS)}")
-    return told
 
 
 def _of_output(output: Any, model: nn.Module) -> TaskName:

@@ -3,15 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 from torch.utils.data import Dataset
 
+from psaq.models.heads import TaskName
 from psaq.tasks.reading import Reading
 
-TaskName = Literal["classification", "segmentation", "detection", "features"]
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
+__all__ = ["Task", "TaskName", "TaskReport", "figures", "known_figures"]
 
 
 class TaskReport(Protocol):

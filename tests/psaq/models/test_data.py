@@ -107,15 +107,15 @@ def test_without_a_size_the_way_out_is_named():
 
 
 def test_what_is_described_counts():
-    model = describe(Own(), image_size=32, mean=(0.1, 0.2, 0.3), std=0.4, takes="list", task="boxes")
+    model = describe(Own(), image_size=32, mean=(0.1, 0.2, 0.3), std=0.4, takes="list", task="detection")
     config = data_config(model)
     assert (config.image_size, config.mean, config.std) == ((32, 32), (0.1, 0.2, 0.3), (0.4,) * 3)
-    assert (model.psaq_takes, model.psaq_task) == ("list", "boxes")
+    assert (model.psaq_takes, model.psaq_task) == ("list", "detection")
 
 
 def test_what_is_not_described_stays(vit):
     before = data_config(vit)
-    describe(vit, task="classes")
+    describe(vit, task="classification")
     assert not hasattr(vit, "psaq_data")
     describe(vit, mean=0.25)
     assert data_config(vit).mean == (0.25,) * 3
@@ -154,7 +154,7 @@ def test_classes_are_the_heads(vit):
     vit.reset_classifier(0)
     assert classes_or_none(vit) is None
     assert classes_or_none(Own(num_classes=3)) == 3
-    assert classes_or_none(describe(Own(num_classes=3), task="pixels")) is None
+    assert classes_or_none(describe(Own(num_classes=3), task="segmentation")) is None
     with pytest.raises(PsaqError, match="Own: names no number of classes"):
         num_classes(Own())
 
