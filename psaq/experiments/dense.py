@@ -42,7 +42,7 @@ Which = Literal["detector", "segmenter"]
 class Cell:
     """One measurement: which model, quantised how, calibrated on what."""
 
-    model: Which
+    model: str
     recipe: str
     precision: str
     method: str
@@ -53,7 +53,7 @@ class Cell:
 class Result:
     """A cell and what came out of it."""
 
-    model: Which
+    model: str
     recipe: str
     precision: str
     method: str
@@ -94,7 +94,7 @@ class Dense:
         run = RunFolder(self.runs, "dense", {"data": self.data.name})
         finished = self.runs / "results.csv"
         results = read_rows(finished, Result)
-        benches = {name: Bench(name, self) for name in self.models}
+        benches: dict[str, Bench] = {name: Bench(name, self) for name in self.models}
         for cell in self._cells():
             if cell not in {result.cell for result in results}:
                 results.append(benches[cell.model].measure(cell))
@@ -115,7 +115,7 @@ class Dense:
 class Bench:
     """A model, its pictures and the calibration images, each made when first needed."""
 
-    def __init__(self, name: Which, options: Dense):
+    def __init__(self, name: str, options: Dense):
         self.name = name
         self.options = options
 

@@ -137,6 +137,7 @@ def test_what_is_not_described_stays(vit):
         ({"image_size": 8, "mean": float("nan")}, "mean nan: must be finite"),
         ({"image_size": 8, "mean": "red"}, "mean 'red'"),
         ({"takes": "tuple"}, "takes 'tuple': must be one of batch, list, pixel_values"),
+        ({"task": "boxes"}, "task 'boxes': must be one of classification, segmentation"),
     ],
 )
 def test_what_cannot_be_described_is_named(told, message):
