@@ -64,14 +64,14 @@ def pixels_figure(
         shapes = {each.shape for each in maps} | {picture.shape[:2]}
         require(len(shapes) == 1, f"picture {number}: sizes {sorted(shapes)} differ; give maps of the picture's size")
         require(max(int(each.max()) for each in maps) < len(names), f"picture {number}: holds a class without a name")
-    shown = np.unique(np.concatenate([each.ravel() for maps in found for each in maps]))
+    colours = _coloured({int(index) for maps in found for each in maps for index in np.unique(each)})
     with styled(style):
-        figure, panels = _panels(pictures, titles, len(shown), style)
+        figure, panels = _panels(pictures, titles, len(colours), style)
         for (left, right), picture, (one, other) in zip(panels, pictures, found, strict=True):
-            show_picture(left, _overlaid(picture, one))
-            show_picture(right, _overlaid(picture, other, one != other))
+            show_picture(left, _overlaid(picture, one, colours))
+            show_picture(right, _overlaid(picture, other, colours, one != other))
             _note(right, f"{100 * float((one != other).mean()):.1f} % of pixels differ", style)
-        _legend(figure, {names[index]: _colour(int(index)) for index in shown}, style)
+        _legend(figure, {names[index]: colour for index, colour in colours.items()})
     return figure
 
 
@@ -93,16 +93,17 @@ def boxes_figure(
     require(
         max(classes, default=0) < len(names), f"classes up to {max(classes, default=0)}: {len(names)} names are given"
     )
-    shown = sorted(set(classes))
+    colours = _coloured(set(classes))
     with styled(style):
-        figure, panels = _panels(pictures, titles, len(shown), style)
+        figure, panels = _panels(pictures, titles, len(colours), style)
         for row, picture, both in zip(panels, pictures, found, strict=True):
             for panel, boxes in zip(row, both, strict=True):
                 show_picture(panel, picture)
-                _draw(panel, boxes, style)
+                _draw(panel, boxes, colours, style)
                 alone = sum(not partnered for partnered in boxes.partnered)
-                _note(panel, f"{len(boxes.classes)} boxes, {alone} here alone", style)
-        _legend(figure, {names[index]: _colour(index) for index in shown}, style)
+                count = len(boxes.classes)
+                _note(panel, f"{count} {'box' if count == 1 else 'boxes'}, {alone} here alone", style)
+        _legend(figure, {names[index]: colour for index, colour in colours.items()})
     return figure
 
 
@@ -123,19 +124,21 @@ def _panels(
     return figure, [list(row) for row in axes]
 
 
-def _overlaid(picture: Picture, classes: Int[ndarray, "height width"], marked: ndarray | None = None) -> Picture:
+def _overlaid(
+    picture: Picture, classes: Int[ndarray, "height width"], colours: dict[int, str], marked: ndarray | None = None
+) -> Picture:
     """The picture in greys under its classes' colours."""
-    grey = picture.mean(-1, keepdims=True)
-    colours = 255 * np.array([mpl.colors.to_rgb(_colour(index)) for index in range(int(classes.max()) + 1)])
-    mixed = (1 - OPACITY) * grey + OPACITY * colours[classes]
+    mixed = np.broadcast_to((1 - OPACITY) * picture.mean(-1, keepdims=True), picture.shape).copy()
+    for index, colour in colours.items():
+        mixed[classes == index] += OPACITY * 255 * np.array(mpl.colors.to_rgb(colour))
     if marked is not None:
         mixed[marked] = 255 * np.array(mpl.colors.to_rgb(DIFFERENT))
     return mixed.round().astype(np.uint8)
 
 
-def _draw(panel: Axes, boxes: DrawnBoxes, style: Style) -> None:
+def _draw(panel: Axes, boxes: DrawnBoxes, colours: dict[int, str], style: Style) -> None:
     for (left, top, right, bottom), index, partnered in zip(boxes.corners, boxes.classes, boxes.partnered, strict=True):
-        colour, line, width = (_colour(int(index)), "solid", 0.8) if partnered else (DIFFERENT, (0, (2, 1)), 1.6)
+        colour, line, width = (colours[int(index)], "solid", 0.8) if partnered else (DIFFERENT, (0, (2, 1)), 1.6)
         panel.add_patch(
             Rectangle(
                 (left, top),
@@ -153,11 +156,12 @@ def _note(panel: Axes, text: str, style: Style) -> None:
     panel.set_xlabel(text, labelpad=1.5 * style.scale)
 
 
-def _legend(figure: Figure, colours: dict[str, str], style: Style) -> None:
+def _legend(figure: Figure, colours: dict[str, str]) -> None:
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     handles.append(Patch(color=DIFFERENT, label="differs"))
     figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, handlelength=1, columnspacing=1)
 
 
-def _colour(index: int) -> str:
-    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+def _coloured(classes: set[int]) -> dict[int, str]:
+    """A colour for each class that is shown, the brightest first; beyond twelve they come again."""
+    return {index: CLASS_COLOURS[place % len(CLASS_COLOURS)] for place, index in enumerate(sorted(classes))}

@@ -44,7 +44,7 @@ def test_boxes_of_one_alone_are_marked_and_counted():
     figure = boxes_figure([image], [pair], NAMES)
     assert_tidy(figure)
     left, right = figure.axes
-    assert [panel.get_xlabel() for panel in (left, right)] == ["2 boxes, 1 here alone", "1 boxes, 0 here alone"]
+    assert [panel.get_xlabel() for panel in (left, right)] == ["2 boxes, 1 here alone", "1 box, 0 here alone"]
     edges = [mpl.colors.to_hex(patch.get_edgecolor()).upper() for patch in left.patches]
     assert edges == [CLASS_COLOURS[0], DIFFERENT]
     assert left.patches[0].get_bbox().extents.tolist() == [1, 1, 9, 9]
