@@ -15,8 +15,10 @@ from psaq.evaluation import evaluate
 from psaq.images.coco import coco
 from psaq.images.folder import counted
 from psaq.images.held_out import held_out_scenes
-from psaq.images.imagenet import imagenet
+from psaq.images.imagenet import ImageFolder, imagenet
 from psaq.images.masks import segmentation
+from psaq.images.pictures import picture_files
+from psaq.images.preprocessing import preprocessing_for
 from psaq.models.micro import MICRO_DENSE, MICRO_MODELS
 from psaq.quantization.checkpoint import load
 from psaq.reports import write_report
@@ -44,7 +46,7 @@ class Evaluate:
     """What the model is for; by default found from the model and its output."""
     images: Path | None = None
     """A folder of pictures. For classes with one subfolder per class: ImageNet's wnids, all or some, or the model's
-    classes in order; or a Hugging Face ImageNet data set."""
+    classes in order; or a Hugging Face ImageNet data set. For features any folder."""
     annotations: Path | None = None
     """For detection: the pictures' boxes, a JSON file in COCO's format."""
     labels: tuple[int, ...] = ()
@@ -113,6 +115,9 @@ class Evaluate:
             return held_out_scenes(self.model.model, self.scenes, model)
         if task in lacking:
             raise PsaqError(f"model {self.model.model!r}: is for {task}; add --images DIR and {lacking[task]}")
+        if self.images is not None and task == "features":
+            files = picture_files([self.images])
+            return ImageFolder([(file, 0) for file in files], preprocessing_for(model, self.crop_pct))
         if self.images is not None:
             return imagenet(self.images, model, self.crop_pct)
         raise PsaqError(f"model {self.model.model!r}: name a folder of labelled images with --images DIR")

@@ -179,7 +179,7 @@ def _torchvision(found: Mapping[str, Tensor]) -> Boxes:
     masks = found.get("masks")
     masks = None if masks is None else masks.detach().cpu()[:, 0] > 0.5
     boxes, scores, labels = (found[name].detach().cpu() for name in ("boxes", "scores", "labels"))
-    return Boxes(boxes, scores, labels, masks)
+    return Boxes(boxes.float(), scores.float(), labels, masks)
 
 
 def _queried(
@@ -191,9 +191,9 @@ def _queried(
     """One box a query, its centre and size in shares of the picture (Carion et al., 2020). Where the last class is that
     of nothing, the classes compete; else each is judged alone."""
     with_nothing = logits.shape[-1] == _labels_of(model) + 1
-    likely = logits.softmax(-1)[..., :-1] if with_nothing else logits.sigmoid()
+    likely = logits.float().softmax(-1)[..., :-1] if with_nothing else logits.float().sigmoid()
     scores, labels = likely.detach().cpu().max(-1)
-    corners = box_convert(boxes.detach().cpu(), "cxcywh", "xyxy")
+    corners = box_convert(boxes.detach().cpu().float(), "cxcywh", "xyxy")
     scales = torch.tensor([(width, height, width, height) for height, width in sizes])
     return [Boxes(*each) for each in zip(corners * scales[:, None], scores, labels, strict=True)]
 

@@ -88,6 +88,13 @@ def test_options_that_do_not_go_together_are_said_before_the_work(folder, psaq, 
     assert complaint in capsys.readouterr().err
 
 
+def test_features_are_compared_on_any_folder(folder, psaq):
+    psaq("quantize", "--recipe", "paper", "--gaussian", "--num-images", "2", "--out", "classes")
+    said = psaq("evaluate", "--task", "features", "--images", "images", "--quantized", "classes").out.splitlines()
+    assert said[0] == "micro_vit: no classes and no reference (3 images)"
+    assert said[1].startswith("classes: SQNR ")
+
+
 def test_a_model_of_classes_has_no_predictions_to_draw(folder, psaq, capsys):
     psaq("quantize", "--recipe", "paper", "--gaussian", "--num-images", "2", "--out", "classes")
     with pytest.raises(SystemExit):
