@@ -99,7 +99,7 @@ class Demo:
             (what, score), (_, full) = report.headline, report.reference.headline
             scores.append(f"{method} {score:.2f} ({report.agreement:.1f})")
         examples = [pictures.picture(index) for index in range(3)]
-        save_figure(draw_predictions(model, qmodel, examples, pictures.category_names()), folder / PREDICTIONS_FILE)
+        save_figure(draw_predictions(model, qmodel, examples, pictures.class_names()), folder / PREDICTIONS_FILE)
         return f"{name} {what}: FP {full:.2f}, W{recipe.weights}A{recipe.activations} {', '.join(scores)}"
 
 

@@ -24,6 +24,7 @@ CLASS_COLOURS = (
 DIFFERENT = "#D55E00"
 OPACITY = 0.55
 LEGEND_COLUMNS = 4
+TALLEST = 2.0  # times its width a picture is drawn; a higher one gets narrower
 Picture = UInt8[ndarray, "height width 3"]
 
 
@@ -71,7 +72,7 @@ def pixels_figure(
             show_picture(left, _overlaid(picture, one, colours))
             show_picture(right, _overlaid(picture, other, colours, one != other))
             _note(right, f"{100 * float((one != other).mean()):.1f} % of pixels differ", style)
-        _legend(figure, {names[index]: colour for index, colour in colours.items()})
+        _legend(figure, [(names[index], colour) for index, colour in colours.items()])
     return figure
 
 
@@ -103,7 +104,7 @@ def boxes_figure(
                 alone = sum(not partnered for partnered in boxes.partnered)
                 count = len(boxes.classes)
                 _note(panel, f"{count} {'box' if count == 1 else 'boxes'}, {alone} here alone", style)
-        _legend(figure, {names[index]: colour for index, colour in colours.items()})
+        _legend(figure, [(names[index], colour) for index, colour in colours.items()])
     return figure
 
 
@@ -115,7 +116,7 @@ def _panels(
         require_pictures("pictures", picture, 3)
     line = 1.4 * style.font_size / 72
     side = 0.48 * style.width
-    heights = [side * picture.shape[0] / picture.shape[1] + line for picture in pictures]
+    heights = [side * min(picture.shape[0] / picture.shape[1], TALLEST) + line for picture in pictures]
     legend = (1 + classes // LEGEND_COLUMNS) * line
     figure = new_figure(style, height=sum(heights) + 2 * line + legend)
     axes = figure.subplots(len(pictures), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -156,8 +157,8 @@ def _note(panel: Axes, text: str, style: Style) -> None:
     panel.set_xlabel(text, labelpad=1.5 * style.scale)
 
 
-def _legend(figure: Figure, colours: dict[str, str]) -> None:
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+def _legend(figure: Figure, colours: Sequence[tuple[str, str]]) -> None:
+    handles = [Patch(color=colour, label=name) for name, colour in colours]
     handles.append(Patch(color=DIFFERENT, label="differs"))
     figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, handlelength=1, columnspacing=1)
 

@@ -50,7 +50,8 @@ class Evaluate:
     annotations: Path | None = None
     """For detection: the pictures' boxes, a JSON file in COCO's format."""
     labels: tuple[int, ...] = ()
-    """For detection: the annotations' category of each of the model's labels, where they are not the same numbers."""
+    """For boxes and pixels: the number that stands in the annotations or masks for each of the model's labels, in
+    order, where it is another."""
     masks: Path | None = None
     """For segmentation: a folder of masks that bear the pictures' names."""
     ignore: int = 255
@@ -97,6 +98,13 @@ class Evaluate:
             raise PsaqError(
                 "--annotations and --masks: the first is for boxes, the second for pixels; give one of them"
             )
+        alone = {"labels": (self.labels, not named), "ignore": (self.ignore != 255, self.masks is None)}
+        alone["crop-pct"] = (self.crop_pct is not None, bool(named))
+        for name, (given, useless) in alone.items():
+            if given and useless:
+                raise PsaqError(f"--{name}: does nothing for what is measured here; leave it out")
+        if self.pictures < 0:
+            raise PsaqError(f"--pictures {self.pictures}: must be at least 0")
         fitting = {"annotations": "detection", "masks": "segmentation"}
         for name in named:
             if self.images is None:
@@ -108,7 +116,7 @@ class Evaluate:
         if self.images is not None and self.annotations is not None:
             return coco(self.images, self.annotations, model, self.labels or None)
         if self.images is not None and self.masks is not None:
-            return segmentation(self.images, self.masks, model, self.ignore)
+            return segmentation(self.images, self.masks, model, self.ignore, self.labels or None)
         lacking = {"detection": "--annotations FILE", "segmentation": "--masks DIR"}
         task = task_of(model, self.task).name
         if self.images is None and self.model.model in (*MICRO_MODELS, *MICRO_DENSE):
@@ -138,7 +146,7 @@ class Evaluate:
         """What both models find in the first pictures, where it is boxes or pixels; and the page."""
         if quantized is not None and hasattr(dataset, "picture") and self.pictures > 0:
             pictures = [dataset.picture(index) for index in range(min(self.pictures, len(dataset)))]
-            names = dataset.category_names() if hasattr(dataset, "category_names") else None
+            names = dataset.class_names() if hasattr(dataset, "class_names") else None
             figure = draw_predictions(model, quantized, pictures, names, self.task)
             save_figure(figure, folder / PREDICTIONS_FILE)
         write_report(folder)

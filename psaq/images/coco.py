@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from psaq.errors import PsaqError
 from psaq.files import read_json
 from psaq.images.preprocessing import read_image
 from psaq.images.whole import WholePicture
+from psaq.models.heads import label_names
 
+_HUGE = 1e9  # pixels; NaN is not below it either
 _SMALL, _MEDIUM = 32**2, 96**2  # pixels, from which on an object is COCO's medium and large
 
 
@@ -61,16 +62,23 @@ class CocoAnnotations:
     def __init__(self, annotations: dict[str, Any], source: Path | str):
         self.annotations = annotations
         self.image_ids = [image["id"] for image in annotations["images"]]
-        self.has_masks = all("segmentation" in each for each in annotations["annotations"])
+        objects = annotations["annotations"]
+        self.has_masks = bool(objects) and all(each.get("segmentation") for each in objects)
         self._source = source
 
     def coco(self) -> Any:
         """The annotations as pycocotools holds them."""
         with contextlib.redirect_stdout(io.StringIO()):  # it reports to whoever reads the screen
             coco = pycocotools().coco.COCO()
-            coco.dataset = self.annotations
+            # Counted from 1: it takes an object whose number is 0 for one that nobody has found.
+            objects = [{**each, "id": number} for number, each in enumerate(self.annotations["annotations"], 1)]
+            coco.dataset = {**self.annotations, "annotations": objects}
             coco.createIndex()
         return coco
+
+    def class_names(self) -> dict[int, str]:
+        """What each of the model's labels is called."""
+        return self.category_names()
 
     def category_names(self) -> dict[int, str]:
         """What each category is called."""
@@ -88,7 +96,7 @@ class CocoAnnotations:
     def sizes_there(self) -> list[bool]:
         """For each of COCO's six scores whether there is any object that it is of."""
         areas = [each["area"] for each in self.annotations["annotations"] if not each["iscrowd"]]
-        sizes = [any(low <= area < high for area in areas) for low, high in ((0, _SMALL), (_SMALL, _MEDIUM))]
+        sizes = [any(low <= area <= high for area in areas) for low, high in ((0, _SMALL), (_SMALL, _MEDIUM))]
         return [bool(areas)] * 3 + [*sizes, any(area >= _MEDIUM for area in areas)]
 
 
@@ -112,6 +120,13 @@ class CocoPictures(CocoAnnotations, Dataset[tuple[Tensor, CocoTruth]]):
                 f"{known['width']}×{known['height']} of image {known['id']}; its boxes lie in other pixels"
             )
         return self._preprocess(image), CocoTruth(known["id"], image.height, image.width, self._labels)
+
+    def class_names(self) -> dict[int, str]:
+        """What each of the model's labels is called."""
+        names = self.category_names()
+        if self._labels is None:
+            return names
+        return {label: names[category] for label, category in enumerate(self._labels)}
 
     def picture(self, index: int) -> Image.Image:
         """A picture as it is on disk."""
@@ -140,7 +155,9 @@ def coco(
     if not folder.is_dir():
         raise PsaqError(f"{folder}: there is no such folder")
     told = None if labels is None else tuple(labels)
-    return CocoPictures(folder, file, _checked(read_json(file), folder, file), model, told)
+    content = _checked(read_json(file), folder, file)
+    _check_labels(told, {category["id"]: category.get("name") for category in content["categories"]}, model, file)
+    return CocoPictures(folder, file, content, model, told)
 
 
 def pycocotools() -> Any:
@@ -156,15 +173,16 @@ def pycocotools() -> Any:
 def _checked(content: Any, folder: Path, file: Path) -> dict[str, Any]:
     """The annotations, each with its area and crowd flag. Raises PsaqError for the first that cannot be right."""
     lists = {name: _entries(content, name, file) for name in ("images", "annotations", "categories")}
-    if not lists["images"]:
-        raise PsaqError(f"{file}: names no images")
+    for name in ("images", "categories"):
+        if not lists[name]:
+            raise PsaqError(f"{file}: names no {name}")
     for name, entries in lists.items():
         _check_ids(entries, name, file)
     for image in lists["images"]:
         _check_image(image, folder, file)
     images = {image["id"]: image for image in lists["images"]}
     categories = {category["id"] for category in lists["categories"]}
-    annotations = [_object(each, images, categories, file) for each in lists["annotations"]]
+    annotations = [_completed(each, images, categories, file) for each in lists["annotations"]]
     return {**content, "annotations": annotations}
 
 
@@ -177,7 +195,7 @@ def _entries(content: Any, name: str, file: Path) -> list[dict[str, Any]]:
 
 def _check_ids(entries: list[dict[str, Any]], name: str, file: Path) -> None:
     for place, entry in enumerate(entries):
-        if not isinstance(entry.get("id"), int):
+        if not _is_whole(entry.get("id")):
             raise PsaqError(f"{file}: entry {place} of {name} has no whole number as its id")
     number, times = Counter(entry["id"] for entry in entries).most_common(1)[0] if entries else (0, 1)
     if times > 1:
@@ -192,20 +210,21 @@ def _check_image(image: dict[str, Any], folder: Path, file: Path) -> None:
         raise PsaqError(f"{file}: image {image['id']}: there is no {folder / name}")
 
 
-def _object(entry: dict[str, Any], images: Mapping[int, Any], categories: set[int], file: Path) -> dict[str, Any]:
+def _completed(entry: dict[str, Any], images: Mapping[int, Any], categories: set[int], file: Path) -> dict[str, Any]:
     fault = _fault(entry, images, categories)
     if fault is not None:
         raise PsaqError(f"{file}: annotation {entry['id']}: {fault}; mend or remove it")
-    return {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry}
+    known = {name: value for name, value in entry.items() if value is not None}
+    return {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **known}
 
 
 def _fault(entry: Mapping[str, Any], images: Mapping[int, Any], categories: set[int]) -> str | None:
     """What cannot be right of an annotation."""
     values: list[Any] = [entry.get(name) for name in ("image_id", "category_id", "bbox", "area")]
     image, category, box, area = values
-    if image not in images:
+    if not _is_whole(image) or image not in images:
         return f"its image {image!r} is not among the images"
-    if category not in categories:
+    if not _is_whole(category) or category not in categories:
         return f"its category {category!r} is not among the categories"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"its bbox {box!r} is not [left, top, width, height]"
@@ -215,7 +234,45 @@ def _fault(entry: Mapping[str, Any], images: Mapping[int, Any], categories: set[
         return f"its bbox {box} lies outside of its image"
     if area is not None and not (_is_finite(area) and area >= 0):
         return f"its area {area!r} is no size"
+    if entry.get("iscrowd") not in (None, 0, 1):
+        return f"its iscrowd {entry['iscrowd']!r} is neither 0 nor 1"
+    if entry.get("segmentation") and not _is_outline(entry["segmentation"]):
+        return "its segmentation is neither a list of polygons [x, y, x, y, x, y, …] nor run lengths (size, counts)"
     return None
+
+
+def _check_labels(told: tuple[int, ...] | None, categories: Mapping[int, Any], model: nn.Module, file: Path) -> None:
+    """Raises PsaqError where labels are told that are no categories, or where names show that they should be told."""
+    names = label_names(model)
+    if told is not None:
+        unknown = [label for label in told if label not in categories]
+        if unknown or len(set(told)) < len(told):
+            known = ", ".join(map(str, sorted(categories)))
+            raise PsaqError(f"labels {list(told)}: must be categories of {file} ({known}), each once")
+        if len(told) < len(names):
+            raise PsaqError(f"labels: {len(told)} categories for the model's {len(names)} labels; name one for each")
+        return
+    by_name = {name: label for label, name in names.items()}
+    for category, name in categories.items():
+        if name in by_name and by_name[name] != category and names.get(category) != name:
+            raise PsaqError(
+                f"{file}: {name!r} is category {category}, and the model's label {by_name[name]}; "
+                "say with labels which category each of its labels is"
+            )
+
+
+def _is_outline(value: Any) -> bool:
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    return isinstance(value, list) and all(map(_is_polygon, value))
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(_is_finite, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_outside(box: list[float], image: Mapping[str, Any]) -> bool:
@@ -224,8 +281,8 @@ def _is_outside(box: list[float], image: Mapping[str, Any]) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_whole(value) and value > 0
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE

@@ -10,13 +10,12 @@ from torch.utils.data import Dataset
 
 from psaq.errors import PsaqError
 from psaq.images.coco import CocoAnnotations, CocoTruth
-from psaq.images.masks import MaskTruth
+from psaq.images.masks import VOID, MaskTruth
 from psaq.images.rendering.painter import CLASS_NAMES, SIZE
 from psaq.images.scenes import Scenes, render_scenes
 from psaq.images.whole import WholePicture
 from psaq.models.data import data_config
 
-VOID = 255
 _SHOWN = 0.5  # of a pixel that the object covers, from which on it is the object's
 
 
@@ -55,7 +54,7 @@ class ScenePixels(_SceneTruths):
         scene = self._scene(index)
         return self._preprocess(_picture(scene)), MaskTruth(scene_masks(scene)[0].byte(), VOID, f"scene {index}")
 
-    def category_names(self) -> dict[int, str]:
+    def class_names(self) -> dict[int, str]:
         """What each class is called."""
         return dict(enumerate(("background", *CLASS_NAMES)))
 

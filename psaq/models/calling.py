@@ -81,6 +81,15 @@ def _stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.stack(list(images))
 
 
+def named_parts(output: Any) -> Mapping[str, Any]:
+    """An output's parts by name, of a mapping or a dataclass; none of anything else."""
+    if isinstance(output, Mapping):
+        return output
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return {}
+
+
 def _parts(output: Any) -> list[Any]:
     if isinstance(output, Mapping):
         return list(output.values())

@@ -31,6 +31,13 @@ def num_classes(model: nn.Module) -> int:
     return classes
 
 
+def label_names(model: nn.Module) -> dict[int, str]:
+    """What a model of transformers calls its labels, by number; empty where nobody named them."""
+    config: Any = getattr(getattr(model, "psaq_body", model), "config", None)
+    names = {int(index): str(name) for index, name in (getattr(config, "id2label", None) or {}).items()}
+    return {} if all(name == f"LABEL_{index}" for index, name in names.items()) else names
+
+
 def says_nothing_of_classes(model: nn.Module) -> bool:
     """Whether nothing of a model says whether it tells classes apart: a module of one's own without ``num_classes``."""
     told = any(hasattr(model, name) for name in ("psaq_classes", "psaq_task", "num_classes"))

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
-from psaq.tasks.reading import Batches, Reading, Unlabelled, read
+from psaq.tasks.reading import Batches, Reading, Unlabelled, WithoutTruth, first_truth, read
 from psaq.tasks.task import Task, TaskName, figures, known_figures
 
 Logits = Float[Tensor, "images classes"]
@@ -64,7 +65,7 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, dataset: Dataset[Any], reference: Any, reading: Reading) -> Report:
         """Top-1, top-5, agreement and logit SQNR; the reference is a model, or the logits that it gave."""
-        answers = Answering(model)
+        answers, dataset = Answering(model), self._labelled(dataset)
         logits, labels = _collected(answers, dataset, reading, "Evaluating")
         if isinstance(reference, nn.Module):
             reference, _ = _collected(Answering(reference), dataset, reading, "Reference")
@@ -75,6 +76,16 @@ class Classification(Task):
             return report
         return replace(report, reference=compare(reference, known, has_classes=has_classes))
 
+    def _labelled(self, dataset: Dataset[Any]) -> Dataset[Any]:
+        """The data set. Raises PsaqError where it knows anything but a class of each image."""
+        known = first_truth(dataset)
+        if not isinstance(known, int | np.integer | Tensor):
+            raise PsaqError(
+                f"dataset {type(dataset).__name__}: knows a {type(known).__name__} of each picture, the model is for "
+                "classification; give (image, class index), or name another task"
+            )
+        return dataset
+
     def _has_classes(self, answers: Answering) -> bool:
         return answers.has_classes
 
@@ -83,6 +94,9 @@ class Features(Classification):
     """Whatever a model without classes answers, as a row of numbers for each image: only the noise in it is known."""
 
     name: ClassVar[TaskName] = "features"
+
+    def _labelled(self, dataset: Dataset[Any]) -> Dataset[Any]:
+        return WithoutTruth(dataset)
 
     def _has_classes(self, answers: Answering) -> bool:
         return False

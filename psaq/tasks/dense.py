@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
-from psaq.tasks.reading import Batches, Reading, Unlabelled, read
+from psaq.tasks.reading import Batches, Reading, Unlabelled, first_truth, read
 from psaq.tasks.task import Task, TaskReport
 
 Image = Float[Tensor, "channels height width"]
@@ -25,6 +25,7 @@ Size = tuple[int, int]
 """Height and width."""
 Record = dict[str, Any]
 """What is kept of an image, in JSON's types."""
+_MAKERS = {"MaskTruth": "segmentation", "CocoTruth": "coco"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class DenseTask(Task):
         """The scores of the model and, where there is one, of the reference, and how they agree."""
         if reference is not None and not isinstance(reference, nn.Module):
             raise PsaqError(f"reference {type(reference).__name__}: for {self.name} it must be a torch.nn.Module")
+        self._check_truth(dataset)
         return self.report(self._records(model, dataset, reference, reading), dataset)
+
+    truth: ClassVar[type]
+    """What a data set knows of a picture."""
 
     @abstractmethod
     def answers(self, model: nn.Module, output: Any, sizes: Sequence[Size]) -> list[Any]:
@@ -53,6 +58,10 @@ class DenseTask(Task):
     def record(self, truth: Any, answer: Any, reference: Any) -> Record:
         """What is kept of an image: of what is known of it (None where nothing is), and what both models answer (None
         without a reference)."""
+
+    def merged(self, records: list[Record]) -> list[Record]:
+        """A batch's records, made as small as the report allows."""
+        return records
 
     @abstractmethod
     def report(self, records: list[Record], dataset: Any) -> TaskReport:
@@ -67,6 +76,14 @@ class DenseTask(Task):
         answers = self.answers(model.model, output, sizes)
         return [Answered(answer, row) for answer, row in zip(answers, numbers.cpu(), strict=True)]
 
+    def _check_truth(self, dataset: Dataset[Any]) -> None:
+        known = first_truth(dataset)
+        if not isinstance(dataset, Unlabelled) and not isinstance(known, self.truth):
+            raise PsaqError(
+                f"dataset {type(dataset).__name__}: knows a {type(known).__name__} of each picture, the model is for "
+                f"{self.name}; give what psaq.{_MAKERS[self.truth.__name__]} makes, or name another task"
+            )
+
     @torch.no_grad()
     def _records(self, model: nn.Module, dataset: Dataset[Any], reference: Any, reading: Reading) -> list[Record]:
         models = [Answering(each.eval()) for each in (model, reference) if each is not None]
@@ -78,7 +95,8 @@ class DenseTask(Task):
                 known = [None] * len(images) if isinstance(dataset, Unlabelled) else truths
                 sizes = [_size(*each) for each in zip(images, known, strict=True)]
                 answered = [self.answered(each, images, sizes) for each in models]
-                own.append(_packed([self._compared(*each) for each in zip(known, *answered, strict=True)]))
+                records = [self._compared(*each) for each in zip(known, *answered, strict=True)]
+                own.append(_packed(self.merged(records)))
         return list(chain.from_iterable(map(_unpacked, gather_dealt(own, batches.total))))
 
     def _compared(self, truth: Any, model: Answered, reference: Answered | None = None) -> Record:
@@ -114,4 +132,4 @@ def _packed(records: list[Record]) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> list[Record]:
-    return json.loads(bytes(packed.tolist()))
+    return json.loads(packed.numpy().tobytes())

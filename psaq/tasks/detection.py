@@ -14,6 +14,7 @@ from torchvision.ops import box_convert, box_iou
 
 from psaq.errors import PsaqError
 from psaq.images.coco import CocoAnnotations, CocoTruth, pycocotools
+from psaq.models.calling import named_parts
 from psaq.tasks.dense import DenseTask, Record, Size, sqnr_of
 from psaq.tasks.task import figures, known_figures
 
@@ -60,8 +61,9 @@ class DetectionReport:
     """Boxes of both models that have a partner in the other's answer (same class, overlap of at least one half), of
     all that either is confident of, in percent; None without a reference."""
     logit_sqnr: float | None = None
-    """Signal to quantisation noise over the class and box maps before anything is chosen, in dB; inf where equal, None
-    where what is chosen decides what is computed."""
+    """Signal to quantisation noise over what is answered before anything is chosen, in dB: torchvision's class and box
+    maps, of a first stage where there are two; all tensors of transformers' outputs. Inf where equal, None where a
+    detector takes its images one by one."""
     reference: "DetectionReport | None" = field(default=None, repr=False)
     """How the reference itself did."""
 
@@ -75,7 +77,7 @@ class DetectionReport:
         return figures(self)
 
     def __str__(self) -> str:
-        return f"{known_figures(self, _LABELS) or 'no annotations and no reference'} ({self.n} pictures)"
+        return f"{known_figures(self, _LABELS) or 'nothing to score'} ({self.n} pictures)"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Detection(DenseTask):
     """Boxes with a class and a score: torchvision's dictionaries, or transformers' ``pred_boxes``."""
 
     name = "detection"
+    truth = CocoTruth
 
     def answers(self, model: nn.Module, output: Any, sizes: Sequence[Size]) -> list[Boxes]:
         """The boxes found in each picture, in its own pixels."""
@@ -125,8 +128,9 @@ class Detection(DenseTask):
 
     def report(self, records: list[Record], dataset: Any) -> DetectionReport:
         """Both models' scores; only the first is compared."""
-        own = _scored(records, "found", dataset)
-        if not all("boxes" in record for record in records):
+        alone = not all("boxes" in record for record in records)
+        own = _scored(records, "found", dataset, checked=alone)
+        if alone:
             return own
         boxes = sum(record["boxes"] for record in records)
         partnered = 2 * sum(record["partners"] for record in records)
@@ -134,15 +138,15 @@ class Detection(DenseTask):
             own,
             agreement=100 * partnered / boxes if boxes else 100.0,
             logit_sqnr=sqnr_of(records),
-            reference=_scored(records, "reference", dataset),
+            reference=_scored(records, "reference", dataset, checked=True),
         )
 
 
 def found_boxes(model: nn.Module, output: Any, sizes: Sequence[Size]) -> list[Boxes] | None:
     """The boxes in an output, picture by picture; None where it holds none. ``sizes`` are (height, width)."""
-    if isinstance(output, Mapping):
-        logits, boxes = output.get("logits"), output.get("pred_boxes")
-        return None if logits is None or boxes is None else _queried(model, logits, boxes, sizes)
+    logits, boxes = (named_parts(output).get(name) for name in ("logits", "pred_boxes"))
+    if logits is not None and boxes is not None:
+        return _queried(model, logits, boxes, sizes)
     if isinstance(output, list | tuple) and all(isinstance(each, Mapping) and "boxes" in each for each in output):
         return [_torchvision(each) for each in output]
     return None
@@ -150,7 +154,8 @@ def found_boxes(model: nn.Module, output: Any, sizes: Sequence[Size]) -> list[Bo
 
 def partners(a: Boxes, b: Boxes) -> list[tuple[int, int]]:
     """Pairs of boxes of the same class and place, each box in one at most, those that overlap most first."""
-    overlap = box_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels)
+    overlap = box_iou(a.boxes, b.boxes).nan_to_num(0)  # boxes of no area lie nowhere
+    overlap = overlap.where(a.labels[:, None] == b.labels, 0)
     pairs, order = [], overlap.flatten().argsort(descending=True, stable=True)
     taken_a, taken_b = set[int](), set[int]()
     for index in order.tolist():
@@ -189,7 +194,8 @@ def _queried(
     sizes: Sequence[Size],
 ) -> list[Boxes]:
     """One box a query, its centre and size in shares of the picture (Carion et al., 2020). Where the last class is that
-    of nothing, the classes compete; else each is judged alone."""
+    of nothing, the classes compete; else each is judged alone, and a query still gives the likeliest only, where
+    transformers' own post-processing of such models takes the best of all queries and classes."""
     with_nothing = logits.shape[-1] == _labels_of(model) + 1
     likely = logits.float().softmax(-1)[..., :-1] if with_nothing else logits.float().sigmoid()
     scores, labels = likely.detach().cpu().max(-1)
@@ -199,7 +205,7 @@ def _queried(
 
 
 def _labels_of(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(getattr(model, "psaq_body", model), "config", None)
     return int(getattr(config, "num_labels", -1))
 
 
@@ -209,12 +215,13 @@ def _run_lengths(masks: Bool[Tensor, "boxes height width"]) -> list[dict[str, An
     return [{"size": each["size"], "counts": each["counts"].decode("ascii")} for each in encoded]
 
 
-def _scored(records: Sequence[Record], name: str, dataset: Any) -> DetectionReport:
+def _scored(records: Sequence[Record], name: str, dataset: Any, checked: bool) -> DetectionReport:
     """A model's own scores; NaN where nothing is known of the pictures."""
     if name not in records[0]:
         return DetectionReport(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, len(records))
     results = [result for record in records for result in record[name]]
-    dataset.check_categories({result["category_id"] for result in results})
+    if checked:  # what quantisation leaves of a model may find anything
+        dataset.check_categories({result["category_id"] for result in results})
     ap, ap50, ap75, small, medium, large = average_precisions(dataset, results, "bbox")
     report = DetectionReport(ap, ap50, ap75, small, medium, large, len(records))
     if not (dataset.has_masks and results and all("segmentation" in result for result in results)):

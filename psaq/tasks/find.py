@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from psaq.models.calling import logits_of, run, takes
+from psaq.models.calling import logits_of, named_parts, run, takes
 from psaq.models.data import data_config, find_data
 from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
 from psaq.tasks.classification import Classification, Features
@@ -36,13 +36,12 @@ def task_of(model: nn.Module, told: TaskName | None = None) -> Task:
 def _of_output(output: Any, model: nn.Module) -> TaskName:
     if says_nothing_of_classes(model) and logits_of(output) is not None:
         return "classification"
-    if not hasattr(output, "get"):
-        return "features"
-    if output.get("pred_boxes") is not None:
+    parts = named_parts(output)
+    if parts.get("pred_boxes") is not None:
         return "detection"
-    if output.get("masks_queries_logits") is not None:
+    if parts.get("masks_queries_logits") is not None:
         return "segmentation"
-    logits = output.get("logits", output.get("out"))
+    logits = parts.get("logits", parts.get("out"))
     return "segmentation" if getattr(logits, "ndim", 0) == 4 else "features"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.images.whole import WholePicture
 from psaq.models.answers import Answering
+from psaq.models.heads import label_names
 from psaq.tasks.dense import DenseTask
 from psaq.tasks.detection import Boxes, Detection, partners
 from psaq.tasks.find import task_of
@@ -34,15 +35,17 @@ def draw_predictions(
         names: what classes are called, by number; by default what the model says, or their numbers.
 
     Raises:
-        PsaqError: a model of neither boxes nor pixels.
+        PsaqError: a model of neither boxes nor pixels, or no picture.
     """
     found = task_of(model, task)
     if not isinstance(found, DenseTask):
         raise PsaqError(f"{type(model).__name__}: is for {found.name}; there are neither boxes nor pixels to draw")
+    if not pictures:
+        raise PsaqError("pictures: there are none; give at least one")
     preprocess = WholePicture(model)
     images = [preprocess(picture.convert("RGB")) for picture in pictures]
     answers = [_answers(found, each, images, pictures) for each in (model, quantized)]
-    known = names or class_names(model)
+    known = names or label_names(model)
     colours = [np.asarray(picture.convert("RGB")) for picture in pictures]
     if isinstance(found, Segmentation):
         pairs = [(one.numpy(), other.numpy()) for (one, _), (other, _) in zip(*answers, strict=True)]
@@ -51,12 +54,6 @@ def draw_predictions(
     drawn = [_drawn(one.confident(), other.confident()) for one, other in zip(*answers, strict=True)]
     most = max([0, *(int(index) for both in drawn for boxes in both for index in boxes.classes)])
     return boxes_figure(colours, drawn, _numbered(known, most + 1), style=style)
-
-
-def class_names(model: nn.Module) -> dict[int, str]:
-    """What a model calls its classes, by number; empty where it does not say."""
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return {int(index): str(name) for index, name in names.items()}
 
 
 @torch.no_grad()

@@ -49,6 +49,19 @@ class Unlabelled(Dataset[tuple[Tensor, int]]):
         return self._images[index], 0
 
 
+class WithoutTruth(Dataset[tuple[Tensor, int]]):
+    """A data set's images alone."""
+
+    def __init__(self, dataset: Dataset[Any]):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return _length(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "channels height width"], int]:
+        return self._dataset[index][0], 0
+
+
 @dataclass(frozen=True)
 class Batches:
     """A data set's batches: how many there are, and those of this rank, each the indices of its images."""
@@ -84,6 +97,12 @@ def read(
     except PsaqError as error:
         # A worker process wraps the message in its own traceback; the last line is ours.
         raise PsaqError(str(error).strip().rpartition("PsaqError: ")[-1]) from None
+
+
+def first_truth(dataset: Dataset[Any]) -> Any:
+    """What is known of the first image. Raises PsaqError as `Batches.of`."""
+    _length(dataset)
+    return dataset[0][1]
 
 
 def _length(dataset: Any) -> int:

@@ -55,6 +55,12 @@ def test_nothing_found_is_drawn_too():
     assert_tidy(boxes_figure(list(pictures(2)), [(nothing, nothing)] * 2, NAMES))
 
 
+def test_a_picture_of_absurd_proportions_stays_small():
+    image = pictures(1, height=4000, width=3)[0]
+    nothing = boxes([], [])
+    assert boxes_figure([image], [(nothing, nothing)], NAMES).get_figheight() < 6
+
+
 def test_what_does_not_fit_is_refused():
     image = pictures(1)[0]
     small = classes(0, (3, 3))

@@ -65,8 +65,7 @@ def micro_detector() -> nn.Module:
     return FCOS(
         Pyramid(),
         CLASSES,
-        min_size=SIZE,
-        max_size=SIZE,
+        fixed_size=(SIZE, SIZE),  # the Swin takes no other
         image_mean=mean,
         image_std=std,
         anchor_generator=anchors,

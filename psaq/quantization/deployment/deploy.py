@@ -100,6 +100,8 @@ class IntegerModel(nn.Module):
         self.simulated = simulated
         self.psaq_takes = takes(model)
         self.psaq_classes = classes_or_none(model)
+        if (task := getattr(model, "psaq_task", None)) is not None:
+            self.psaq_task = task
 
     @property
     def psaq_body(self) -> nn.Module:

@@ -79,6 +79,17 @@ def test_from_a_file_of_ones_own_to_scores_and_a_page(folder, psaq, name):
         (["--masks", "masks"], "--masks: name the folder of the pictures, too"),
         (["--images", "images", "--masks", "masks", "--annotations", "boxes.json"], "give one of them"),
         (["--images", "images", "--masks", "masks", "--task", "detection"], "--masks: is for segmentation"),
+        (["--labels", "1"], "--labels: does nothing for what is measured here"),
+        (["--ignore", "3"], "--ignore: does nothing"),
+        (["--images", "images", "--masks", "masks", "--crop-pct", "0.5"], "--crop-pct: does nothing"),
+        (["--pictures", "-1"], "--pictures -1: must be at least 0"),
+        (["--images", "images", "--masks", "masks"], "knows a MaskTruth of each picture, the model is for classif"),
+        (
+            ["--model", "micro_segmenter", "--images", "images", "--annotations", "boxes.json"],
+            "knows a CocoTruth of each picture, the model is for segmentation; give what psaq.segmentation makes",
+        ),
+        (["--model", "micro_segmenter", "--scenes", "3", "--task", "classification"], "knows a MaskTruth"),
+        (["--scenes", "3", "--task", "segmentation"], "knows a int of each picture"),
     ],
 )
 def test_options_that_do_not_go_together_are_said_before_the_work(folder, psaq, capsys, options, complaint):

@@ -56,7 +56,8 @@ def test_another_model_gets_them_whole_at_its_size(folder):
 def test_area_and_crowds_are_filled_in(folder, detector):
     content = annotations()
     for each in content["annotations"]:
-        del each["area"], each["iscrowd"], each["segmentation"]
+        del each["iscrowd"], each["segmentation"]
+        each["area"] = None
     pictures = coco(folder / "images", write_annotations(folder / "boxes.json", content), detector)
     for each in pictures.annotations["annotations"]:
         assert each["area"] == pytest.approx(each["bbox"][2] * each["bbox"][3])
@@ -79,7 +80,14 @@ def test_area_and_crowds_are_filled_in(folder, detector):
         (changed(annotations_2={"id": "x"}), "entry 2 of annotations has no whole number"),
         (changed(images_1={"file_name": "absent.png"}), "image 2: there is no .*absent.png"),
         (changed(images_1={"width": 0}), "image 2 needs a file_name, a width and a height"),
+        (changed(annotations_2={"iscrowd": "x"}), "annotation 3: its iscrowd 'x'"),
+        (changed(annotations_2={"segmentation": [[1, 1, 5]]}), "annotation 3: its segmentation is neither"),
+        (changed(annotations_2={"segmentation": "abc"}), "annotation 3: its segmentation is neither"),
+        (changed(annotations_2={"image_id": [1]}), r"annotation 3: its image \[1\]"),
+        (changed(annotations_2={"category_id": True}), "annotation 3: its category True"),
+        (changed(annotations_2={"bbox": [1, 1, 10**400, 1]}), "annotation 3: its bbox"),
         ({**annotations(), "images": []}, "names no images"),
+        ({**annotations(), "categories": []}, "names no categories"),
         ({"images": []}, "holds no list of annotations"),
         ([], "holds no list of images"),
     ],
@@ -107,10 +115,34 @@ def test_a_picture_of_another_size_than_is_said_is_named(folder, detector):
 
 def test_a_label_without_a_category_is_named(folder, detector):
     file = write_annotations(folder / "boxes.json")
-    truth = coco(folder / "images", file, detector, labels=[7, 8])[0][1]
-    assert truth.category(1) == 8
+    pictures = coco(folder / "images", file, detector, labels=[3, 1])
+    truth = pictures[0][1]
+    assert truth.category(1) == 1
+    assert pictures.class_names() == {0: "small", 1: "red"}
     with pytest.raises(PsaqError, match="label 2 of the model: labels names a category for 0 to 1 alone"):
         truth.category(2)
+    for labels in ([7, 8], [1, 1]):
+        with pytest.raises(PsaqError, match=r"must be categories of .* \(1, 2, 3\), each once"):
+            coco(folder / "images", file, detector, labels=labels)
+
+
+def test_labels_are_asked_for_where_names_show_that_they_are_others(folder):
+    model = dense_model("YOLOS")
+    model.config.id2label = {0: "red", 1: "white", 2: "small"}
+    file = write_annotations(folder / "boxes.json")
+    with pytest.raises(PsaqError, match="'red' is category 1, and the model's label 0; say with labels"):
+        coco(folder / "images", file, model)
+    coco(folder / "images", file, model, labels=[1, 2, 3])
+    with pytest.raises(PsaqError, match="2 categories for the model's 3 labels"):
+        coco(folder / "images", file, model, labels=[1, 2])
+
+
+def test_outlines_count_where_each_object_has_one(folder, detector):
+    content = annotations()
+    content["annotations"][0]["segmentation"] = []
+    assert not coco(folder / "images", write_annotations(folder / "boxes.json", content), detector).has_masks
+    content["annotations"] = []
+    assert not coco(folder / "images", write_annotations(folder / "boxes.json", content), detector).has_masks
 
 
 def test_pycocotools_missing_is_said(folder, detector, monkeypatch):

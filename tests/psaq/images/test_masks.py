@@ -52,6 +52,29 @@ def test_a_mask_in_true_colours_is_refused(folder, segmenter):
         segmentation(folder / "images", folder / "masks", segmenter)[0]
 
 
+def test_a_lossy_mask_is_refused(folder, segmenter):
+    with Image.open(folder / "masks" / "0.png") as mask:
+        mask.save(folder / "masks" / "0.jpg")
+    (folder / "masks" / "0.png").unlink()
+    with pytest.raises(PsaqError, match=r"0\.jpg: is a JPEG, which changes the numbers of classes; save masks as PNG"):
+        segmentation(folder / "images", folder / "masks", segmenter)[0]
+
+
+def test_masks_that_count_otherwise_are_read_by_labels(folder, segmenter):
+    values = np.array([[0, 1, 2], [3, 0, 1]], dtype=np.uint8)
+    for index in range(3):
+        Image.new("RGB", (3, 2)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(values).save(folder / "masks" / f"{index}.png")
+    places = folder / "images", folder / "masks", segmenter
+    truth = segmentation(*places, ignore=0, labels=[1, 2, 3])[0][1]
+    assert truth.mask.tolist() == [[255, 0, 1], [2, 255, 0]]
+    assert truth.ignore == 255
+    with pytest.raises(PsaqError, match=r"0\.png: holds 3, which is neither among labels nor void \(0\)"):
+        segmentation(*places, ignore=0, labels=[1, 2])[0]
+    with pytest.raises(PsaqError, match="each once, and none void"):
+        segmentation(*places, ignore=0, labels=[0, 1])[0]
+
+
 def test_another_size_is_refused(folder, segmenter):
     Image.new("L", (48, 60)).save(folder / "masks" / "0.png")
     with pytest.raises(PsaqError, match=r"0\.png: is 48×60, its picture 60×48"):

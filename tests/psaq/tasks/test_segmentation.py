@@ -112,6 +112,12 @@ def test_nan_is_refused():
         evaluate(painter(logits), pictures([torch.zeros(4, 4, dtype=torch.uint8)]))
 
 
+def test_pictures_that_are_void_everywhere_have_no_score():
+    void = torch.full((4, 4), VOID, dtype=torch.uint8)
+    report = evaluate(painter(torch.zeros(1, 2, 4, 4)), pictures([void]))
+    assert str(report) == "nothing to score (1 pictures)"
+
+
 def test_a_reference_must_be_a_model():
     with pytest.raises(PsaqError, match="must be a torch"):
         evaluate(painter(torch.zeros(1, 2, 4, 4)), pictures([torch.zeros(4, 4, dtype=torch.uint8)]), torch.zeros(1, 2))
