@@ -1,6 +1,7 @@
 """Commands killed at random moments, over and over: every file that is there is whole, and the end is the same bits.
 
 PYTHONPATH=.:kernels:plots:tests python tests/fuzz/kills.py --kills 50 --seed 0
+TRITON_INTERPRET=1 PYTHONPATH=.:kernels:plots:tests python tests/fuzz/kills.py --kills 50 --seed 0 --commands tune
 """
 
 import argparse
@@ -11,13 +12,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from psaq.cli import main as psaq
 from psaq.digests import WHOLE
 from psaq.errors import PsaqError
 from psaq.files import read_record, read_safetensors
+from psaq_kernels.tuning import read_table
 
 COMMANDS = {
     "synthesize": ["--num-images", "2", "--steps", "8", "--checkpoint-every", "1"],
@@ -26,9 +32,10 @@ COMMANDS = {
         *["--models", "micro_vit", "--recipes", "paper", "--bits", "W8A8", "W4A8", "--methods", "PSAQ", "Gaussian"],
         *["--seeds", "0", "--num-images", "2", "--steps", "4", "--limit", "20"],
     ],
+    "tune": ["--model", "micro_vit", "micro_swin", "--batch", "1", "--kernel", "similarity_density.smooth"],
 }
 """Name → options that make a run of a few seconds."""
-RESULTS = ("images.safetensors", "model.safetensors", "table.csv")
+RESULTS = ("images.safetensors", "model.safetensors", "table.csv", "tuned/interpreter.json")
 
 
 def start(name: str, folder: Path) -> int:
@@ -41,13 +48,41 @@ def start(name: str, folder: Path) -> int:
         with Path(os.devnull).open("w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
-        sys.argv = ["psaq", name, *COMMANDS[name], "--out", str(folder)]
+        where = [] if name == "tune" else ["--out", str(folder)]
+        if name == "tune":
+            _stand_in_for_a_gpu(folder)
+        sys.argv = ["psaq", name, *COMMANDS[name], *where]
         psaq()
         status = 0
     except SystemExit as ended:
         status = int(ended.code or 0)
     finally:
         os._exit(status)
+
+
+class _InThisProcess:
+    """Calls what a worker would."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        return function(*arguments)
+
+    def end(self) -> None:
+        """It has no process."""
+
+
+def _stand_in_for_a_gpu(folder: Path) -> None:
+    """Triton's interpreter, timed by a clock that launches once and always says the same; the table goes into
+    ``folder``."""
+    os.environ["PSAQ_CACHE_DIR"] = str(folder)
+    from psaq import tune
+    from psaq_kernels import density_tunables, tuner
+    from psaq_kernels.tunable import MachineRates
+
+    density_tunables.EXAMPLE_BANDWIDTH = density_tunables.EXAMPLE_POINTS = 16
+    rates = MachineRates(1e12, {"float32": 1e13, "int8": 1e14})
+    stand_ins = {"gpu_clock": lambda launch, milliseconds: (launch(), 3.0)[1], "measure_rates": lambda *_: rates}
+    vars(tuner).update(stand_ins)
+    vars(tune).update(_gpu=lambda: torch.device("cpu"), _caller=_InThisProcess)
 
 
 def finish(name: str, folder: Path) -> float:
@@ -76,6 +111,10 @@ def check_whole(folder: Path) -> None:
             read_safetensors(file)
         elif file.name == "run.json" or file.parent.name == "cells":
             read_record(file)
+        elif file.parent.name == "tuned" and file.suffix == ".json":
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # one that is damaged is ignored with a warning
+                read_table(file)
 
 
 def killed_over_and_over(name: str, kills: int, draw: random.Random, folder: Path) -> int:
@@ -109,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", nargs="+", default=[*COMMANDS], choices=[*COMMANDS])
+    usual = [name for name in COMMANDS if name != "tune"]  # which needs Triton's interpreter, and the others no Triton
+    parser.add_argument("--commands", nargs="+", default=usual, choices=[*COMMANDS])
     options = parser.parse_args(arguments)
     for name in options.commands:
         with tempfile.TemporaryDirectory() as folder:
