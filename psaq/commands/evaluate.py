@@ -86,7 +86,7 @@ class Evaluate:
                 print(f"{self.images}: {counted(passed_over)}")
         if run is not None:
             results: dict[str, Any] = {name: report.as_dict() for name, report in reports.items()}
-            run.finish(results | ({"passed over": dict(passed_over)} if passed_over else {}))
+            run.finish(results | ({"pictures": counted(passed_over)} if passed_over else {}))
             if is_first():
                 self._draw(run.path, model, quantized, dataset)
 

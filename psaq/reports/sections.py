@@ -23,6 +23,7 @@ SOURCES = {"Standard": "real", "Gaussian": "noise", "PSAQ": "generated"}
 """Table 1's words for where calibration images come from, and the colours' names for them."""
 WORDS = ("model", "recipe", "precision", "method")
 """The columns that are no numbers."""
+SHOWN_ELSEWHERE = ("table", "sizes", "layer_sqnr")
 COLUMNS = {
     "model": "model",
     "recipe": "recipe",
@@ -166,8 +167,8 @@ def density_verdicts(folder: Path) -> dict[str, str]:
 
 
 def other_results(results: Mapping[str, Any]) -> dict[str, str]:
-    """Single numbers and words among the results."""
-    return dict(_flat({name: value for name, value in results.items() if isinstance(value, int | float | str)}))
+    """All that the page does not show as a table, sizes or a picture; a group's numbers as group.number."""
+    return dict(_flat({name: value for name, value in results.items() if name not in SHOWN_ELSEWHERE}))
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, str]:

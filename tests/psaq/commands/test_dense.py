@@ -62,6 +62,7 @@ def test_from_a_file_of_ones_own_to_scores_and_a_page(folder, psaq, name):
     assert results["quantized"]["agreement"] > 50
     page = (folder / "scores" / "report.html").read_text(encoding="utf-8")
     assert "What both models find" in page
+    assert "quantized.agreement" in page
     drawn = psaq("plot-predictions", *model, "--quantized", "w8a8", "--images", "images", "--pictures", "2")
     assert drawn.out.strip() == "predictions.png"
     with Image.open(folder / "predictions.png") as picture:
@@ -104,6 +105,13 @@ def test_features_are_compared_on_any_folder(folder, psaq):
     said = psaq("evaluate", "--task", "features", "--images", "images", "--quantized", "classes").out.splitlines()
     assert said[0] == "micro_vit: no classes and no reference (3 images)"
     assert said[1].startswith("classes: SQNR ")
+
+
+def test_pictures_that_are_passed_over_stand_in_the_page(folder, psaq):
+    Image.new("RGB", (60, 48)).save(folder / "images" / "3.gif")
+    options = ["--model", "models.py:segmenter", "--images", "images", "--masks", "masks", "--out", "scores"]
+    assert psaq("evaluate", *options).out.splitlines()[1] == "images: 1 passed over (.gif 1)"
+    assert "1 passed over (.gif 1)" in (folder / "scores" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_model_of_classes_has_no_predictions_to_draw(folder, psaq, capsys):
