@@ -86,19 +86,17 @@ class Dense:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of noise and synthesis, and of which real pictures; only the first at 8 and at 6 bits."""
     runs: Path = Path("runs/dense")
-    """Where cells that are done and synthesised images are kept."""
+    """Where synthesised images are kept."""
     out: Path = Path(__file__).parent / "results" / "dense.csv"
-    """The table, written anew after every cell."""
+    """The table, written anew after every cell; cells that it has are not measured again."""
 
     def run(self) -> None:
         run = RunFolder(self.runs, "dense", {"data": self.data.name})
-        finished = self.runs / "results.csv"
-        results = read_rows(finished, Result)
+        results = read_rows(self.out, Result)
         benches: dict[str, Bench] = {name: Bench(name, self) for name in self.models}
         for cell in self._cells():
             if cell not in {result.cell for result in results}:
                 results.append(benches[cell.model].measure(cell))
-                write_rows(finished, results)
                 write_rows(self.out, sorted(results, key=_order))
             print(line(next(result for result in results if result.cell == cell)), flush=True)
         run.finish({"table": sorted(results, key=_order)})
