@@ -152,3 +152,14 @@ def write_annotations(file: Path, content: dict | None = None) -> Path:
     """The file of `annotations`."""
     file.write_text(json.dumps(annotations() if content is None else content))
     return file
+
+
+def write_models(folder: Path) -> None:
+    """``models.py`` as a user's: a function for a detector and one for a segmenter."""
+    here = str(Path(__file__).parent)
+    builds = "".join(
+        f"\n\ndef {name}():\n    return dense_model({make!r})\n"
+        for name, make in (("detector", "Swin FCOS"), ("segmenter", "UperNet"))
+    )
+    imports = f"import sys\nsys.path.insert(0, {here!r})\nfrom dense_makes import dense_model\n"
+    (folder / "models.py").write_text(imports + builds)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from psaq.cli import run_command
 from psaq.evaluation import evaluate
+from psaq.experiments.cells import Cell
 from psaq.experiments.comparison import GAUSSIAN, STANDARD
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import CalibrationImages, gaussian_images
@@ -23,7 +24,6 @@ from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.description import describe
 from psaq.models.zoo import load_model
 from psaq.quantization.pipeline import quantize
-from psaq.quantization.recipes import RECIPES, parse_precision
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
@@ -36,17 +36,6 @@ FIRST = ("W8A8", "W6A6")
 """Precisions at which one seed is enough."""
 
 Which = Literal["detector", "segmenter"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement: which model, quantised how, calibrated on what."""
-
-    model: str
-    recipe: str
-    precision: str
-    method: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -131,8 +120,7 @@ class Bench:
         return coco(folder / "val", folder / "val.json", self.model)
 
     def measure(self, cell: Cell) -> Result:
-        recipe = RECIPES[cell.recipe](*parse_precision(cell.precision))
-        qmodel = quantize(self.model, self.calibration_images(cell), recipe, progress=True)
+        qmodel = quantize(self.model, self.calibration_images(cell), cell.quantiser, progress=True)
         report: Any = evaluate(qmodel, self.pictures, self.model, batch_size=8, progress=True)
         first, second = ("miou", "pixel_accuracy") if self.name == "segmenter" else ("ap", "ap50")
         return Result(

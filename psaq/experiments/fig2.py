@@ -16,8 +16,9 @@ from psaq.files import write_whole
 from psaq.images.batches import batches_for
 from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
+from psaq.models.answers import Answering
 from psaq.models.classes import class_names, find_class
-from psaq.models.zoo import data_config
+from psaq.models.zoo import classes_or_none, data_config
 from psaq.synthesis import SynthesisConfig
 from psaq_plots import Style, film_figure, samples_figure, save_figure
 
@@ -25,22 +26,22 @@ from psaq_plots import Style, film_figure, samples_figure, save_figure
 def plot_generated(
     images: SyntheticImages, model: nn.Module, columns: int | None = None, style: str | Style = "paper"
 ) -> Figure:
-    """A grid of images, each under its class and ``model``'s confidence that it shows it."""
-    names = class_names(model)
-    captions = [
+    """A grid of images, each under its class and ``model``'s confidence that it shows it, where it knows classes."""
+    names = _names(model)
+    captions = names and [
         f"{names[label]}\n{confidence:.0%}"
         for label, confidence in zip(images.labels.tolist(), confidences(model, images).tolist(), strict=True)
     ]
-    return samples_figure(_last_colours(images.true_colours()), captions, columns, style)
+    return samples_figure(_last_colours(images.true_colours()), captions or None, columns, style)
 
 
 def plot_film(images: SyntheticImages, model: nn.Module, style: str | Style = "paper") -> Figure:
     """A row per image, from noise to the end. Raises PsaqError where the synthesis kept no frames of them."""
     if images.film is None or images.film.shape[1] == 0:
         raise PsaqError("film: the synthesis kept no frames of these images, only of its first; choose among them")
-    names = class_names(model)
-    captions = [names[label] for label in images.labels[: images.film.shape[1]]]
-    return film_figure(_last_colours(images.film), _film_steps(images), captions, style)
+    names = _names(model)
+    captions = names and [names[label] for label in images.labels[: images.film.shape[1]]]
+    return film_figure(_last_colours(images.film), _film_steps(images), captions or None, style)
 
 
 def draw_run(images: SyntheticImages, model: nn.Module, folder: Path) -> None:
@@ -60,7 +61,9 @@ def choose_images(
     Raises:
         PsaqError: images of another size or other classes than the model's, or none of a class asked for.
     """
-    names = class_names(model)
+    names = _names(model)
+    if classes and not names:
+        raise PsaqError(f"{type(model).__name__}: tells no classes apart; leave the classes out")
     _check_fit(images, model, len(names))
     wanted = [find_class(names, name) for name in classes]
     labels = images.labels.tolist()
@@ -76,8 +79,14 @@ def confidences(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "ima
     """The probability that ``model`` gives to each image's own class."""
     with torch.no_grad():
         batches = batches_for(model, normalised_for(model, images), 32)
-        probabilities = torch.cat([model(batch).softmax(-1).cpu() for batch in batches])
+        answers = Answering(model)
+        probabilities = torch.cat([answers(batch).softmax(-1).cpu() for batch in batches])
     return probabilities.gather(1, images.labels[:, None])[:, 0]
+
+
+def _names(model: nn.Module) -> list[str]:
+    """What the classes are called; nothing of a model without classes."""
+    return [] if classes_or_none(model) is None else class_names(model)
 
 
 def _check_fit(images: SyntheticImages, model: nn.Module, classes: int) -> None:

@@ -90,7 +90,10 @@ def train(options: TrainMicro) -> tuple[nn.Module, list[float]]:
     patch_classifier = PatchClassifier(model.num_features, len(CLASS_NAMES))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     optimizers = _optimizers(model, patch_classifier, options)
-    schedules = [LambdaLR(optimizer, lambda step: _schedule(step, options)) for optimizer in optimizers]
+    schedules = [
+        LambdaLR(optimizer, lambda step: cosine_schedule(step, options.warmup_steps, options.total_steps))
+        for optimizer in optimizers
+    ]
     losses: list[float] = []
     with progress_bar(range(options.total_steps), description=f"train {options.model}", unit="step") as bar:
         for _ in bar:
@@ -100,7 +103,7 @@ def train(options: TrainMicro) -> tuple[nn.Module, list[float]]:
                 schedule.step()
             average.update_parameters(model)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    return average.module.eval(), _tenths(losses)
+    return average.module.eval(), tenths(losses)
 
 
 def _gradients(model: Any, patch_classifier: PatchClassifier, batch: Batch, options: TrainMicro) -> float:
@@ -136,15 +139,15 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if hasattr(module, "attn") and hasattr(module, "mlp")]
 
 
-def _schedule(step: int, options: TrainMicro) -> float:
-    """Linear warm-up, then half a cosine."""
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    done = (step - options.warmup_steps) / max(1, options.total_steps - options.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
+def cosine_schedule(step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine to zero: what a learning rate is multiplied by."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _tenths(losses: list[float]) -> list[float]:
+def tenths(losses: list[float]) -> list[float]:
+    """The mean loss of every tenth of the way."""
     tenth = math.ceil(len(losses) / 10)
     parts = [losses[start : start + tenth] for start in range(0, len(losses), tenth)]
     return [round(sum(part) / len(part), 4) for part in parts]

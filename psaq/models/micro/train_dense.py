@@ -3,7 +3,6 @@
 It starts from the bundled Swin's trained weights. Each step renders scenes that no other has seen.
 """
 
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from psaq.images.scene_truths import SceneBoxes, ScenePixels, scene_masks
 from psaq.images.scenes import render_scenes
 from psaq.models.micro import MICRO_DENSE, micro_record, micro_weights
 from psaq.models.micro.dense import micro_dense
-from psaq.models.micro.train import HELD_OUT_SEED
+from psaq.models.micro.train import HELD_OUT_SEED, cosine_schedule, tenths
 from psaq.models.micro.training_scenes import normalised
 from psaq.models.zoo import load_model
 from psaq.progress import progress_bar
@@ -104,7 +103,7 @@ def train(options: TrainDense) -> tuple[nn.Module, list[float]]:
     rates = [options.learning_rate / 5, options.learning_rate]
     groups = [{"params": group, "lr": rate} for group, rate in zip((trained, others), rates, strict=True)]
     optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
-    schedule = LambdaLR(optimizer, lambda step: _schedule(step, options))
+    schedule = LambdaLR(optimizer, lambda step: cosine_schedule(step, options.warmup_steps, options.steps))
     loss_of: Loss = _pixels_loss if options.model == "micro_segmenter" else _boxes_loss
     losses: list[float] = []
     model.train()
@@ -120,18 +119,15 @@ def train(options: TrainDense) -> tuple[nn.Module, list[float]]:
             schedule.step()
             losses.append(loss.item())
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    tenth = math.ceil(len(losses) / 10)
-    parts = [losses[start : start + tenth] for start in range(0, len(losses), tenth)]
-    return model.eval(), [round(sum(part) / len(part), 4) for part in parts]
+    return model.eval(), tenths(losses)
 
 
 def _start(model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Give the pyramid the bundled Swin's weights; these, and the others."""
     swin = (model.pyramid if hasattr(model, "pyramid") else model.backbone).swin
-    known = {
-        name: tensor for name, tensor in load_model("micro_swin").state_dict().items() if name in swin.state_dict()
-    }
-    swin.load_state_dict(known)
+    names = swin.state_dict()
+    trained_before = load_model("micro_swin").state_dict()
+    swin.load_state_dict({name: tensor for name, tensor in trained_before.items() if name in names})
     trained = list(swin.parameters())
     taken = set(map(id, trained))
     return trained, [parameter for parameter in model.parameters() if id(parameter) not in taken]
@@ -148,14 +144,6 @@ def _boxes_loss(model: Any, images: Tensor, masks: Tensor) -> Tensor:
         for mask in masks
     ]
     return sum(model(list(images), targets).values(), start=torch.zeros(()))
-
-
-def _schedule(step: int, options: TrainDense) -> float:
-    """Linear warm-up, then half a cosine."""
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    done = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,14 @@
 """Boxes and pixels from the command line: a model of one's own, quantised with no data, scored and drawn."""
 
 import sys
-from pathlib import Path
 
 import pytest
-from dense_makes import write_annotations, write_masks, write_pictures
+from dense_makes import write_annotations, write_masks, write_models, write_pictures
 from PIL import Image
 
 from psaq.cli import main
 from psaq.runs import read_run
 
-HERE = str(Path(__file__).parents[2])
-MODELS = f"""
-import sys
-sys.path.insert(0, {HERE!r})
-from dense_makes import dense_model
-
-def detector():
-    return dense_model("Swin FCOS")
-
-def segmenter():
-    return dense_model("UperNet")
-"""
 TRUTHS = {"detector": ["--annotations", "boxes.json"], "segmenter": ["--masks", "masks"]}
 TASKS = {"detector": "detection", "segmenter": "segmentation"}
 
@@ -31,7 +18,7 @@ def folder(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("pycocotools")
     monkeypatch.chdir(tmp_path)
-    Path("models.py").write_text(MODELS)
+    write_models(tmp_path)
     write_pictures(tmp_path / "images")
     write_masks(tmp_path / "masks")
     write_annotations(tmp_path / "boxes.json")
@@ -98,6 +85,18 @@ def test_options_that_do_not_go_together_are_said_before_the_work(folder, psaq, 
         psaq("evaluate", *options)
     assert ended.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["micro_segmenter", "micro_detector", "models.py:segmenter"])
+def test_images_without_classes_are_synthesised_and_drawn(folder, psaq, model):
+    psaq("synthesize", "--model", model, "--num-images", "2", "--steps", "2", "--out", "made")
+    assert {path.name for path in (folder / "made").glob("*.png")} >= {"samples.png", "film.png"}
+    assert (folder / "made" / "report.html").exists()
+    drawn = psaq("plot-samples", "--model", model, "--generated", "made", "--out", "again.png").out
+    assert drawn.strip() == "again.png"
+    with pytest.raises(SystemExit):
+        psaq("plot-samples", "--model", model, "--generated", "made", "--classes", "0", "--out", "again.png")
+    psaq("quantize", "--model", model, "--images", "made", "--recipe", "paper", "--out", "quantised")
 
 
 def test_features_are_compared_on_any_folder(folder, psaq):

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from dense_makes import write_annotations, write_masks, write_pictures
+from dense_makes import write_annotations, write_masks, write_models, write_pictures
 
 from psaq.evaluation import evaluate
 from psaq.experiments import dense
@@ -14,18 +14,6 @@ from psaq.images.pictures import load_pictures
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
-HERE = str(Path(__file__).parents[2])
-MODELS = f"""
-import sys
-sys.path.insert(0, {HERE!r})
-from dense_makes import dense_model
-
-def detector():
-    return dense_model("Swin FCOS")
-
-def segmenter():
-    return dense_model("UperNet")
-"""
 RESULTS = Path(dense.__file__).parent / "results" / "dense.csv"
 
 
@@ -34,7 +22,7 @@ def options(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("pycocotools")
     monkeypatch.setattr(dense, "IMAGES", 2)
-    (tmp_path / "models.py").write_text(MODELS)
+    write_models(tmp_path)
     for part in ("train", "val"):
         write_pictures(tmp_path / "bccd" / part)
         write_pictures(tmp_path / "camvid" / part / "images")

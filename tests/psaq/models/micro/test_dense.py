@@ -5,19 +5,24 @@ import torch
 from torch import nn
 
 from psaq.cli import run_command
+from psaq.commands.runtimes import session
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.files import read_json
+from psaq.images.batches import gaussian_images
 from psaq.images.held_out import held_out_scenes
 from psaq.images.scene_truths import SceneBoxes, ScenePixels, scene_masks
 from psaq.images.scenes import render_scenes
+from psaq.models.answers import Answering
 from psaq.models.micro import MICRO_DENSE, micro_record, micro_weights
 from psaq.models.micro.train_dense import TrainDense, train
 from psaq.models.zoo import load_model
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.deployment.onnx_graph import export_onnx
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.tasks.classification import logit_sqnr
 from psaq.tasks.find import task_of
 
 SHORT = {"steps": 3, "batch_size": 4, "held_out": 4}
@@ -47,6 +52,24 @@ def test_it_is_quantised_with_no_data_and_loaded_by_its_file_alone(name, tmp_pat
     report = evaluate(loaded, held_out_scenes(name, 40, model), model)
     assert report.agreement > 80
     assert report.headline[1] > report.reference.headline[1] - 10
+
+
+def test_the_segmenters_file_answers_as_the_model(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = load_model("micro_segmenter")
+    images = gaussian_images(model, 2)
+    qmodel = quantize(model, images, Recipe.paper(8, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "model.onnx")
+    with torch.no_grad():
+        answers = Answering(qmodel)(images)
+    assert logit_sqnr(session(tmp_path / "model.onnx")(images), answers) > 40
+
+
+def test_the_detectors_file_is_refused_with_its_parts_named(tmp_path):
+    model = load_model("micro_detector")
+    qmodel = quantize(model, gaussian_images(model, 2), Recipe.paper(8, 8, scope="linear"))
+    with pytest.raises(PsaqError, match="name a part that takes a batch of images: backbone"):
+        export_onnx(qmodel, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", MICRO_DENSE)
