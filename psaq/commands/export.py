@@ -36,8 +36,8 @@ class Verdict:
 
     runtime: str
     images: int
-    agreement: float
-    """Images with the same most likely class, in percent."""
+    agreement: float | None
+    """Images with the same most likely class, in percent; None of a model without classes."""
     logit_sqnr: float
     """In dB."""
     milliseconds: float
@@ -117,8 +117,10 @@ def check_onnx(
         full = session(Path(folder) / "float.onnx", runtime)
     batches = images.split(batch_size)
     found = torch.cat([quantized(batch) for batch in progress_bar(batches, description=runtime, unit="batch")])
-    expected = _fake_quantized(qmodel if part is None else qmodel.get_submodule(part), batches)
-    agreement = 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    answers = Answering((qmodel if part is None else qmodel.get_submodule(part)).cpu())
+    expected = _fake_quantized(answers, batches)
+    same = (found.argmax(1) == expected.argmax(1)).double()
+    agreement = 100 * same.mean().item() if answers.has_classes else None
     taken, float_taken = (_milliseconds(run, batches[0], repeats) for run in (quantized, full))
     ran = products(path, runtime, batches[0])
     return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
@@ -134,9 +136,8 @@ def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
 
 
 @torch.no_grad()
-def _fake_quantized(qmodel: nn.Module, batches: tuple[Images, ...]) -> Tensor:
+def _fake_quantized(answers: Answering, batches: tuple[Images, ...]) -> Tensor:
     progress = progress_bar(batches, description="Fake-quantised", unit="batch")
-    answers = Answering(qmodel.cpu())
     return torch.cat([answers(batch) for batch in progress])
 
 
@@ -158,9 +159,14 @@ def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) 
 def _in_words(verdict: Verdict, batch: int) -> str:
     speed = verdict.float_milliseconds / verdict.milliseconds
     features = ", ".join(dot_products()) or "no 8-bit dot products"
+    images = f"{verdict.images} images"
+    same = (
+        f"SQNR on {images}"
+        if verdict.agreement is None
+        else (f"same top-1 on {verdict.agreement:.1f} % of {images}, logit SQNR")
+    )
     return (
-        f"{verdict.runtime} beside the fake-quantised model: same top-1 on {verdict.agreement:.1f} % of "
-        f"{verdict.images} images, logit SQNR {verdict.logit_sqnr:.1f} dB\n"
+        f"{verdict.runtime} beside the fake-quantised model: {same} {verdict.logit_sqnr:.1f} dB\n"
         f"{batch} images on {device_name('cpu')} ({features}): {verdict.milliseconds:.1f} ms, float32 "
         f"{verdict.float_milliseconds:.1f} ms, so {speed:.2f} times as fast; {verdict.products.integer} of "
         f"{verdict.products.total} products in integers"

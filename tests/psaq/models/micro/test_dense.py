@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from psaq.cli import run_command
+from psaq.commands.export import check_onnx
 from psaq.commands.runtimes import session
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
@@ -63,6 +64,7 @@ def test_the_segmenters_file_answers_as_the_model(tmp_path):
     with torch.no_grad():
         answers = Answering(qmodel)(images)
     assert logit_sqnr(session(tmp_path / "model.onnx")(images), answers) > 40
+    assert check_onnx(tmp_path / "model.onnx", qmodel, images, batch_size=2, repeats=1).agreement is None
 
 
 def test_the_detectors_file_is_refused_with_its_parts_named(tmp_path):
