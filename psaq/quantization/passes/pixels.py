@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.images.batches import Images
-from psaq.models.trace import IMAGE, Trace
+from psaq.models.image_format import Values
+from psaq.models.torchvision_models import own_statistics
+from psaq.models.trace import IMAGE, Call, Trace
 from psaq.models.zoo import data_config
 from psaq.quantization.model.layers import PIXELS, QuantConv, add_to_bias, out_of_sight
 from psaq.quantization.quantizers.keeps_types import KeepsTypes
@@ -22,6 +24,7 @@ _HIGHEST = 2**PIXEL_BITS - 1
 _MIDDLE = 128  # stands for zero, so that sums of products stay small
 RANGE = (-_MIDDLE / _HIGHEST, (_HIGHEST - _MIDDLE) / _HIGHEST)
 """Where `Pixels` puts black and white."""
+_UNIT = (0.0,), (1.0,)  # of images that are pixels in [0, 1] as they come
 
 
 class Pixels(KeepsTypes):
@@ -51,18 +54,23 @@ class Pixels(KeepsTypes):
 def read_pixels(model: nn.Module, trace: Trace, batches: list[Images]) -> str | None:
     """Let the convolution that embeds a model's patches read pixel values; the answer stays.
 
+    A detector that takes pixels in [0, 1] and normalises them itself has its convolution read them as they were before.
+
     Returns:
         Why nothing changed, where nothing did: the model does not say what its images are normalised by, ``batches``
         reach beyond black and white by that measure (noise, or another normalisation), or no single convolution
         without padding, where a zero is another colour, reads the images as they are.
     """
-    pixels, name = _stated_normalisation(model), _embedding(model, trace)
-    if pixels is None:
+    own = own_statistics(model)
+    stated = own or _stated_normalisation(model)
+    if stated is None:
         return "the model does not state its images' normalisation"
-    if name is None or not _can_read(conv := model.get_submodule(name), len(pixels.std)):
+    name = _embedding(trace) if own is None else _embedding_of_normalised(trace)
+    if name is None or not _can_read(conv := model.get_submodule(name), len(stated[1])):
         return "no single convolution without padding reads the images"
-    pixels = pixels.to(batches[0].device)
-    if not all(_within_range(pixels(batch)) for batch in batches):
+    pixels = Pixels(*stated).to(batches[0].device)
+    arriving = pixels if own is None else Pixels(*_UNIT).to(batches[0].device)
+    if not all(_within_range(arriving(batch)) for batch in batches):
         return "the calibration images reach beyond black and white"
     assert isinstance(conv, nn.Conv2d)
     _rescale(conv, pixels)
@@ -80,22 +88,35 @@ def reads_pixels(model: nn.Module, point: str) -> bool:
     return point.endswith(".input") and hasattr(model.get_submodule(point.rpartition(".")[0]), PIXELS)
 
 
-def _embedding(model: nn.Module, trace: Trace) -> str | None:
+def _embedding(trace: Trace) -> str | None:
     """The layer that alone takes the images as they are."""
-    readers = trace.readers(IMAGE)
+    return _only_layer(trace.readers(IMAGE))
+
+
+def _embedding_of_normalised(trace: Trace) -> str | None:
+    """The layer that alone takes what a detector makes of its images before any of its layers: normalised, resized."""
+    readers = [call for call in trace.calls if call.kind is not None and _takes_images(call, trace)]
+    return _only_layer(readers)
+
+
+def _takes_images(call: Call, trace: Trace) -> bool:
+    return any(IMAGE in trace.reached(source, lambda behind: behind.kind is not None) for source in call.sources)
+
+
+def _only_layer(readers: list[Call]) -> str | None:
     if len(readers) != 1 or readers[0].kind != "layer" or readers[0].sources[1] != f"{readers[0].module}.weight":
         return None
     return readers[0].module
 
 
-def _stated_normalisation(model: nn.Module) -> Pixels | None:
+def _stated_normalisation(model: nn.Module) -> tuple[Values, Values] | None:
     """By the model's own configuration: where that says nothing, timm would answer with a usual mean and deviation."""
     stated = getattr(model, "pretrained_cfg", None) or {}
     told = getattr(model, "psaq_data", None) is not None
     if not told and not all(isinstance(stated.get(name), tuple | list) for name in ("mean", "std")):
         return None
     config = data_config(model)
-    return Pixels(config.mean, config.std) if min(config.std) > 0 else None
+    return (config.mean, config.std) if min(config.std) > 0 else None
 
 
 def _can_read(conv: nn.Module, colours: int) -> bool:

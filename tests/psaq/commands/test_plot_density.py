@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from noise_picture import noise_picture
 from PIL import Image
 
 from psaq.commands.options import ModelOptions
@@ -23,7 +24,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos" / "inner"
     folder.mkdir(parents=True)
     for index in range(3):
-        Image.effect_noise((50, 40), 60 + index).convert("RGB").save(folder / f"{index}.png")
+        noise_picture((50, 40), 60 + index).save(folder / f"{index}.png")
     return tmp_path / "photos"
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from noise_picture import noise_picture
 from PIL import Image
 
 from psaq.commands.options import ModelOptions
@@ -114,7 +115,7 @@ def test_bad_input_is_named_and_nothing_is_written(run, tmp_path, changes, optio
 
 def test_similarity_of_each_kind_of_image(run, tmp_path):
     photo = tmp_path / "photo.png"
-    Image.effect_noise((40, 40), 60).convert("RGB").save(photo)
+    noise_picture((40, 40), 60).save(photo)
     for name, options in {
         "photo": {"image": photo},
         "generated": {"generated": run, "index": 3},

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 from safetensors.torch import save_file
 
 from psaq.cli import run_command
@@ -42,7 +42,7 @@ def photos(tmp_path):
         folder = tmp_path / "photos" / f"class{index}"
         folder.mkdir(parents=True)
         for number in range(2):
-            Image.effect_noise((50, 40), 60 + index + number).convert("RGB").save(folder / f"{number}.png")
+            noise_picture((50, 40), 60 + index + number).save(folder / f"{number}.png")
     return tmp_path / "photos"
 
 

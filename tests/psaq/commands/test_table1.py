@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from launch import TORCHRUN, rank_of, start, wait_for
-from PIL import Image
+from noise_picture import noise_picture
 
 from psaq.cli import run_command
 from psaq.commands.table1 import Table1
@@ -159,7 +159,7 @@ def test_images_synthesised_before_serve_again(whole, tmp_path, capsys):
 def test_a_model_that_cannot_be_had_is_reported_and_the_others_go_on(tmp_path, vit, capsys):
     for index in range(10):
         (tmp_path / "images" / f"class{index}").mkdir(parents=True)
-        Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "images" / f"class{index}" / "0.png")
+        noise_picture((40, 40), 50).save(tmp_path / "images" / f"class{index}" / "0.png")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "deit_tiny.safetensors").write_bytes(b"damaged")
     options = {

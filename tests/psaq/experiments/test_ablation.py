@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
@@ -24,7 +24,7 @@ def options(vit, tmp_path, monkeypatch):
     for index in range(10):
         folder = tmp_path / "val" / f"class{index}"
         folder.mkdir(parents=True)
-        Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / "a.png")
+        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
     config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
     changes = ("as it is", "no bias compensation", "folded LayerNorm, strength 0.5", "no folded LayerNorm")

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 
+from psaq.commands.export import onnx_session
 from psaq.evaluation import evaluate
 from psaq.experiments import agreement
 from psaq.experiments.agreement import Agreement, Row
@@ -28,7 +29,7 @@ def options(vit, tmp_path, monkeypatch):
     for index in range(10):
         folder = tmp_path / "val" / f"class{index}"
         folder.mkdir(parents=True)
-        Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / "a.png")
+        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
     config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
     return Agreement(
@@ -41,7 +42,9 @@ def options(vit, tmp_path, monkeypatch):
     )
 
 
-def test_every_implementation_is_compared(options, vit):
+def test_every_implementation_is_compared(options, vit, monkeypatch):
+    sessions = []
+    monkeypatch.setattr(agreement, "onnx_session", lambda file: sessions.append(file) or onnx_session(file))
     options.run()
     rows = read_rows(options.out, Row)
     assert len(rows) == len(agreement.KINDS) * 8
@@ -51,8 +54,9 @@ def test_every_implementation_is_compared(options, vit):
     exact = {("deployed, float32", "simulation"), ("deployed, bfloat16", "simulation, bfloat16")}
     sqnr = {pair: [row.logit_sqnr for row in rows if (row.implementation, row.reference) == pair] for pair in exact}
     assert sqnr == {pair: [math.inf] * len(agreement.KINDS) for pair in exact}
-    # It may compute the very bits, but not of every kind: its norms and GELUs round elsewhere.
-    assert any(row.logit_sqnr < math.inf for row in rows if row.implementation == "onnxruntime")
+    assert len(sessions) == len(agreement.KINDS)
+    # Its norms and GELUs round elsewhere: on some processors never across a level, on others now and then.
+    assert all(row.logit_sqnr > 20 for row in rows if row.implementation == "onnxruntime")
 
 
 def test_kinds_that_are_there_are_kept(options, monkeypatch):

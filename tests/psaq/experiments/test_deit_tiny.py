@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
@@ -26,7 +26,7 @@ def options(vit, tmp_path, monkeypatch):
         folder = tmp_path / "val" / f"class{index}"
         folder.mkdir(parents=True)
         for number in range(4):
-            Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / f"{number}.png")
+            noise_picture((40, 40), 30 + 10 * index).save(folder / f"{number}.png")
     for seed in (0, 1):
         config, noise = data_config(vit), torch.Generator().manual_seed(seed)
         images = SyntheticImages(torch.randn(4, 3, 32, 32, generator=noise), torch.arange(4), config.mean, config.std)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 from torch.utils.data import Subset
 
 from psaq.errors import PsaqError
@@ -41,7 +41,7 @@ def options(vit, tmp_path, monkeypatch):
     for index in range(10):
         folder = tmp_path / "val" / f"class{index}"
         folder.mkdir(parents=True)
-        Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB").save(folder / "a.png")
+        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
     return ImageAblation(
         tmp_path / "unused",
         tmp_path / "val",

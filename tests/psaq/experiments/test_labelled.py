@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from noise_picture import noise_picture
 from PIL import Image
 
 from psaq.errors import PsaqError
@@ -21,7 +22,7 @@ def root(tmp_path):
             folder = tmp_path / part / f"class{index}"
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.effect_noise((40, 40), 20 + 10 * index + number).convert("RGB").save(folder / f"{number}.png")
+                noise_picture((40, 40), 20 + 10 * index + number).save(folder / f"{number}.png")
     return tmp_path
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from PIL import Image
+from noise_picture import noise_picture
 
 from psaq.commands.runtimes import ONNXRUNTIME, installed, session
 from psaq.evaluation import evaluate
@@ -31,7 +31,7 @@ def options(vit, tmp_path, monkeypatch):
     for folder, count in (("val", 10), ("train", 3)):
         for index in range(count):
             (tmp_path / folder / f"class{index}").mkdir(parents=True)
-            noise = Image.effect_noise((40, 40), 30 + 10 * index).convert("RGB")
+            noise = noise_picture((40, 40), 30 + 10 * index)
             noise.save(tmp_path / folder / f"class{index}" / "a.png")
     config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "seed0")

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from dense_makes import SIDE, dense_model
 from sqnr import usual_sqnr
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
@@ -192,3 +193,18 @@ def test_half_precision_does_not_move_the_grid():
     pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).bfloat16()
     assert pixels.std.dtype == torch.float32
     assert pixels(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_detector_that_normalises_its_images_itself_reads_their_pixels():
+    model = dense_model("Swin FCOS")
+    levels = torch.randint(0, 256, (4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
+    images = levels / 255
+    layers, trace = converted(model, images)
+    before = layers(images)
+    assert read_pixels(layers, trace, [images]) is None
+    assert (layers(images)[0]["boxes"] - before[0]["boxes"]).abs().max() < 1e-3  # of a picture 64 pixels wide
+    conv = quantize(model, images, GRID).backbone.swin.patch_embed.proj
+    normalised = model.transform(list(images))[0].tensors
+    assert (conv.input(pixels := conv.pixels(normalised)) - pixels).abs().max() < 1e-6
+    assert left_out(quantize(model, images * 2, GRID))["pixel grid"].startswith("the calibration images reach beyond")
