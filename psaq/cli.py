@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 COMMANDS = {
-    "demo": ("psaq.demo:Demo", "quantise the bundled models end to end, with a table and pictures"),
+    "demo": ("psaq.commands.demo:Demo", "quantise the bundled models end to end, with a table and pictures"),
     "synthesize": ("psaq.commands.synthesize:Synthesize", "make calibration images from a model alone"),
     "quantize": ("psaq.commands.quantize:Quantize", "quantise a model on calibration images"),
     "sensitivity": (

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from psaq.choices import TaskName
 from psaq.images.batches import batches_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.tasks.classification import Logits, Report
@@ -14,7 +15,6 @@ from psaq.tasks.detection import DetectionReport
 from psaq.tasks.find import task_of
 from psaq.tasks.reading import Reading, Unlabelled
 from psaq.tasks.segmentation import SegmentationReport
-from psaq.tasks.task import TaskName
 
 
 def evaluate(

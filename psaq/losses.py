@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psaq.choices import Grid
 from psaq.models.features import Features
 from psaq_kernels import density_entropy, similarity_density, similarity_range
-
-Grid = Literal["fine", "reference"]
-"""Where the density is evaluated: spacing ≤ h over all of [-1, 1], or the authors' 10 points between extremes."""
 
 REFERENCE_GRID_POINTS = 10
 _MARGIN = 5  # bandwidths beyond ±1 that still hold mass: the diagonal of Γ is exactly 1

@@ -3,26 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from torch import nn
 
+from psaq.choices import Scope
 from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
-from psaq.images.batches import CalibrationImages, gaussian_images
-from psaq.images.pictures import load_pictures, normalised_for, picture_files
-from psaq.images.preprocessing import check_crop_pct
-from psaq.images.synthetic import FILE_NAME, load_images
-from psaq.models.features import example_image
-from psaq.quantization.model.conversion import converted
-from psaq.quantization.model.points import Scope
-from psaq.quantization.pipeline import check_overrides
 from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
-from psaq.synthesis import SynthesisConfig
-from psaq.synthesis.folder import synthesize_into
-from psaq.tasks.dense import DenseTask
-from psaq.tasks.find import task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from psaq.images.batches import CalibrationImages
 
 
 @dataclass(frozen=True)
@@ -71,41 +64,25 @@ class Calibrating:
         """Where the run goes."""
         return self.out or Path("runs") / f"{command}-{self.model.label}-{self.precision}"
 
-    def check(self, model: nn.Module, recipe: Recipe) -> None:
+    def check(self, model: "nn.Module", recipe: Recipe) -> None:
         """Raise PsaqError for whatever can be seen to be wrong before the folder is made and images are synthesised."""
-        if self.images is not None and self.gaussian:
-            raise PsaqError("--images and --gaussian: both name the calibration images; give one of them")
-        if self.num_images < 1:
-            raise PsaqError(f"--num-images {self.num_images}: calibration needs at least 1")
-        if self.images is not None and _is_synthesised(self.images):
-            load_images(self.images)
-        elif self.images is not None:
-            picture_files([self.images])
-        check_crop_pct(self.crop_pct)
-        check_overrides(converted(model, example_image(model))[0], recipe)
+        from psaq.commands.work.calibration import check
+
+        check(self, model, recipe)
 
     def config(self) -> Mapping[str, object]:
         """What the run's record keeps: every option but the place."""
         return {name: value for name, value in vars(self).items() if name != "out"}
 
-    def calibration_images(self, model: nn.Module, folder: Path) -> CalibrationImages:
+    def calibration_images(self, model: "nn.Module", folder: Path) -> "CalibrationImages":
         """The images asked for; without a word on them, synthesised into ``folder``."""
-        if self.gaussian:
-            return gaussian_images(model, self.num_images, self.seed)
-        if self.images is None:
-            return synthesize_into(folder, model, SynthesisConfig(num_images=self.num_images, seed=self.seed))
-        if _is_synthesised(self.images):
-            return normalised_for(model, load_images(self.images))[: self.num_images]
-        files, whole = picture_files([self.images])[: self.num_images], isinstance(task_of(model), DenseTask)
-        return load_pictures(files, model, crop_pct=self.crop_pct, whole=whole)
+        from psaq.commands.work.calibration import calibration_images
+
+        return calibration_images(self, model, folder)
 
 
 FLOAT = "float"
 """In place of a precision: the layers are left as they are."""
-
-
-def _is_synthesised(images: Path) -> bool:
-    return images.is_file() or (images / FILE_NAME).exists()
 
 
 def parse_override(text: str) -> Override:

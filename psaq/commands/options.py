@@ -3,14 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from psaq.errors import PsaqError
-from psaq.models.description import describe
-from psaq.models.zoo import fresh_model, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -41,22 +40,28 @@ class ModelOptions:
         """The model's name as a part of a file's: of a path its end."""
         return re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2])
 
-    def load(self) -> nn.Module:
+    def load(self) -> "nn.Module":
         """The model on its device. Raises PsaqError as `load_model` does."""
-        model = load_model(self.model, self.weights, **self._architecture())
-        return self._described(model).to(choose_device(self.device))
+        from psaq.models.zoo import load_model
 
-    def build(self) -> nn.Module:
+        return self._placed(load_model(self.model, self.weights, **self._architecture()))
+
+    def build(self) -> "nn.Module":
         """The model on its device with random weights, for inference; no weights are downloaded.
 
         Raises:
             PsaqError: the model is unknown, or the device is not there.
         """
-        model = self._described(fresh_model(self.model, self._architecture()))
-        return model.eval().requires_grad_(False).to(choose_device(self.device))
+        from psaq.models.zoo import fresh_model
 
-    def _described(self, model: nn.Module) -> nn.Module:
-        return describe(model, mean=_one_or_each(self.mean), std=_one_or_each(self.std))
+        return self._placed(fresh_model(self.model, self._architecture()).eval().requires_grad_(False))
+
+    def _placed(self, model: "nn.Module") -> "nn.Module":
+        """The model, described as the options say, on its device."""
+        from psaq.models.description import describe
+
+        described = describe(model, mean=_one_or_each(self.mean), std=_one_or_each(self.std))
+        return described.to(choose_device(self.device))
 
     def _architecture(self) -> dict[str, Any]:
         options = {"num_classes": self.num_classes, "img_size": self.image_size}
@@ -67,8 +72,10 @@ def _one_or_each(values: tuple[float, ...]) -> float | tuple[float, ...] | None:
     return values[0] if len(values) == 1 else values or None
 
 
-def choose_device(device: Device) -> torch.device:
+def choose_device(device: Device) -> "torch.device":
     """The device by name. Raises PsaqError for a GPU that is not there."""
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

@@ -4,13 +4,14 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Literal
 
 from psaq.errors import PsaqError
-from psaq.files import make_folder, write_whole
-from psaq_plots import Style, check_format, find_style, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from psaq_plots import Style
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class FigureOptions:
     dpi: int | None = None
     """Pixels per inch of a .png; by default 300, for slides 150."""
 
-    def look(self) -> Style:
+    def look(self) -> "Style":
         """The style, at the resolution asked for."""
+        from psaq_plots import find_style
+
         style = find_style(self.style)
         return style if self.dpi is None else replace(style, dpi=self.dpi)
 
@@ -35,6 +38,9 @@ class FigureOptions:
         Raises:
             PsaqError: an ending that is no picture's, a path that cannot be written, or a resolution that cannot be.
         """
+        from psaq.files import make_folder
+        from psaq_plots import check_format
+
         try:
             check_format(self.out)
         except ValueError as error:
@@ -45,7 +51,10 @@ class FigureOptions:
             if path is not None and (path.is_dir() or not os.access(make_folder(path.parent), os.W_OK)):
                 raise PsaqError(f"{path}: cannot be written; name a file in a folder of yours")
 
-    def write(self, figure: Figure) -> None:
+    def write(self, figure: "Figure") -> None:
         """Write the picture, whole or not at all, and print its path. Raises PsaqError where it cannot be."""
+        from psaq.files import write_whole
+        from psaq_plots import save_figure
+
         write_whole(self.out, partial(save_figure, figure))
         print(self.out)

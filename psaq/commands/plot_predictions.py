@@ -6,15 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from psaq.choices import TaskName
 from psaq.commands.options import ModelOptions
 from psaq.commands.outputs import FigureOptions
-from psaq.commands.quantize import MODEL_FILE
-from psaq.errors import PsaqError
-from psaq.images.pictures import picture_files
-from psaq.images.preprocessing import read_image
-from psaq.quantization.checkpoint import load
-from psaq.tasks.pictures import draw_predictions
-from psaq.tasks.task import TaskName
 
 
 @dataclass(frozen=True)
@@ -36,13 +30,6 @@ class PlotPredictions:
     figure: FigureOptions = field(default_factory=lambda: FigureOptions(Path("predictions.png")))
 
     def run(self) -> None:
-        if self.pictures < 1:
-            raise PsaqError(f"--pictures {self.pictures}: must be at least 1")
-        self.figure.check()
-        files = picture_files(self.images)[: self.pictures]
-        model = self.model.load()
-        file = self.quantized / MODEL_FILE if self.quantized.is_dir() else self.quantized
-        quantized = load(file, model).to(next(model.parameters()).device)
-        pictures = [read_image(file, str(file)) for file in files]
-        names = dict(enumerate(self.names)) or None
-        self.figure.write(draw_predictions(model, quantized, pictures, names, self.task, self.figure.look()))
+        from psaq.commands.work.plot_predictions import run
+
+        run(self)

@@ -1,19 +1,8 @@
 """``psaq quantize``: a model and a few images, or none at all, to a file of integers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from psaq.commands.calibration import Calibrating
-from psaq.quantization.budget import check_budget, fit_budget, parse_budget
-from psaq.quantization.checkpoint import save
-from psaq.quantization.layer_errors import layer_sqnr
-from psaq.quantization.pipeline import left_out, quantize
-from psaq.quantization.recipes import Recipe
-from psaq.reports import write_report
-from psaq.runs import RunFolder
-from psaq_kernels.packing import NIBBLE_BITS
 
 MODEL_FILE = "model.safetensors"
 
@@ -31,53 +20,6 @@ class Quantize(Calibrating):
     weight, 4 or 8, are picked by what the layer costs alone, in place of the precision's."""
 
     def run(self) -> None:
-        budget = None if self.budget is None else parse_budget(self.budget)
-        # The parts that low bits need: where more are picked they cost time, where they are missing accuracy.
-        recipe = self.chosen_recipe(None if budget is None else NIBBLE_BITS)
-        folder = self.folder("quantize")
-        model = self.model.load()
-        self.check(model, recipe)
-        if budget is not None:
-            check_budget(model, recipe, budget)
-        run = RunFolder(folder, "quantize", self.config(), self.seed)
-        with run.timed("images"):
-            images = self.calibration_images(model, folder)
-        if budget is not None:
-            with run.timed("budget"):
-                recipe = fit_budget(model, images, recipe, budget, progress=True)
-            print(_picked(recipe))
-        with run.timed("quantisation"):
-            qmodel = quantize(model, images, recipe, progress=True)
-        save(qmodel, folder / MODEL_FILE)
-        sizes = {"float32": fp32_bytes(model), "quantised": (folder / MODEL_FILE).stat().st_size}
-        run.finish(
-            {
-                "sizes": sizes,
-                "layer_sqnr": layer_sqnr(qmodel, images),
-                "overrides": recipe.overrides,
-                "left_out": left_out(qmodel),
-            }
-        )
-        write_report(folder)
-        for part, reason in left_out(qmodel).items():
-            print(f"without {part}: {reason}")
-        print(f"{folder / MODEL_FILE}: {recipe}, {_megabytes(sizes)}")
+        from psaq.commands.work.quantize import run
 
-
-def _picked(recipe: Recipe) -> str:
-    """What a budget came to, in one line."""
-    by_bits: dict[str, list[str]] = {}
-    for layer, bits, _ in recipe.overrides:
-        by_bits.setdefault("float" if bits is None else f"{bits} bits", []).append(layer)
-    others = [f"{bits} for {', '.join(layers)}" for bits, layers in sorted(by_bits.items())]
-    return "; ".join([f"weights: {recipe.weights} bits", *others])
-
-
-def fp32_bytes(model: nn.Module) -> int:
-    """What the model's tensors take in float32."""
-    return 4 * sum(tensor.numel() for tensor in model.state_dict().values())
-
-
-def _megabytes(sizes: Mapping[str, int]) -> str:
-    part = sizes["float32"] / sizes["quantised"]
-    return f"{sizes['quantised'] / 1e6:.2f} MB, 1/{part:.1f} of float32's {sizes['float32'] / 1e6:.2f} MB"
+        run(self)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import tyro
 
-from psaq.reports import write_report
-
 
 @dataclass(frozen=True)
 class ReportRun:
@@ -16,4 +14,6 @@ class ReportRun:
     """The folder that holds the run's run.json."""
 
     def run(self) -> None:
+        from psaq.reports import write_report
+
         print(write_report(self.run_folder))

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psaq.choices import Runtime
 from psaq.errors import PsaqError
-from psaq.quantization.deployment.onnx_graph import Runtime
 
 Images = Float[Tensor, "images channels height width"]
 Session = Callable[[Images], Tensor]

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.choices import Heads
 from psaq.density.curves import DensityCurves
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.calling import run
-from psaq.models.features import Heads, record_patch_features
+from psaq.models.features import record_patch_features
 from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import data_config
 from psaq.progress import progress_bar

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from psaq.cli import run_command
-from psaq.commands.export import onnx_session
+from psaq.commands.work.export import onnx_session
 from psaq.experiments.nudged import LAST_PLACE, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet

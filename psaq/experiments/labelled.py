@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from psaq.demo import real_images
+from psaq.commands.work.demo import real_images
 from psaq.errors import PsaqError
 from psaq.images.held_out import HELD_OUT_SEED
 from psaq.images.hugging_face import hugging_face_images, split_files

@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from torch import nn
 
+from psaq.choices import TaskName
 from psaq.errors import PsaqError
 from psaq.models.calling import TAKES, Takes
 from psaq.models.data import find_data
-from psaq.models.heads import TaskName, checked_task
+from psaq.models.heads import checked_task
 from psaq.models.image_format import DataConfig, Size, Values, fitted, input_channels, square
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from psaq.choices import Heads
 from psaq.errors import PsaqError
 from psaq.models.borrowing import borrowed, only_here
 from psaq.models.calling import run
@@ -19,9 +20,6 @@ from psaq.models.data import data_config
 from psaq.models.opened import opened
 from psaq.models.operations import KINDS, Function, layer_operands
 from psaq.models.trace import IMAGE, Call, Trace, trace
-
-Heads = Literal["mean", "separate"]
-"""Heads averaged into one feature per patch (the authors' way), or kept apart."""
 
 Features = Float[Tensor, "images windows patches channels"]
 

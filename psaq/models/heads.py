@@ -1,16 +1,16 @@
 """How many classes a model tells apart, where it does."""
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import nn
 
+from psaq.choices import TaskName
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
 from psaq.models.torchvision_models import torchvision_classes
 from psaq.models.transformers_data import is_transformers
 
 _CLASSIFIER = "ForImageClassification"
-TaskName = Literal["classification", "segmentation", "detection", "features"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 """What a model may be for."""
 _CLASSIFYING: TaskName = "classification"

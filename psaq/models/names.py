@@ -8,18 +8,8 @@ import timm
 from psaq.errors import PsaqError
 from psaq.models.micro import MICRO_DENSE, MICRO_MODELS, micro_architecture
 from psaq.models.sources import ModelSource
+from psaq.models.table1_models import TABLE1_MODELS
 from psaq.suggestions import did_you_mean
-
-TABLE1_MODELS = {
-    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_base": "vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
-    "deit_small": "deit_small_patch16_224.fb_in1k",
-    "deit_base": "deit_base_patch16_224.fb_in1k",
-    "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_small": "swin_small_patch4_window7_224.ms_in1k",
-}
-"""Short name → the timm tag whose weights Table 1 was measured on (a bare name resolves to others)."""
 
 
 def timm_source(name: str, architecture: Mapping[str, Any] | None = None) -> ModelSource:

@@ -10,9 +10,10 @@ from psaq.errors import PsaqError
 from psaq.models.data import DataConfig, data_config
 from psaq.models.heads import classes_or_none, num_classes
 from psaq.models.micro import MICRO_DENSE, MICRO_MODELS, micro_weights
-from psaq.models.names import TABLE1_MODELS, timm_source
+from psaq.models.names import timm_source
 from psaq.models.published import published_model
 from psaq.models.sources import ModelSource, build_model, model_source
+from psaq.models.table1_models import TABLE1_MODELS
 from psaq.models.transformers_hub import is_transformers_name
 from psaq.models.transformers_models import formatted, transformers_model, transformers_source
 from psaq.models.user_code import is_user_code, user_model

@@ -19,7 +19,7 @@ from psaq.quantization.checkpoint import save
 from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import WEIGHT, layer_of, weight_points
 from psaq.quantization.pipeline import calibrate_at_once, prepared
-from psaq.quantization.quantizers.affine import MAX_BITS
+from psaq.quantization.quantizers.bits import MAX_BITS
 from psaq.quantization.quantizers.weights import bits_at, weight_quantizer
 from psaq.quantization.recipes import Override, Recipe
 from psaq.quantization.sensitivity import costs_alone, switched_off

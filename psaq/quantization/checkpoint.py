@@ -15,7 +15,7 @@ from psaq.models.features import example_image
 from psaq.models.zoo import DataConfig, ModelSource, build_model, model_source
 from psaq.progress import note
 from psaq.quantization.hugging_face.folder import is_folder_for, weights_file, write_folder
-from psaq.quantization.hugging_face.registration import own_way_to_save
+from psaq.quantization.hugging_face.saving import own_way_to_save
 from psaq.quantization.model.conversion import converted, own_copy
 from psaq.quantization.sound import check_header
 from psaq.quantization.stored import KIND, add_structure, contents, data_of, errors_of, furnish, misfit, unpacked

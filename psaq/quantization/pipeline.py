@@ -18,7 +18,7 @@ from psaq.models.sources import model_source
 from psaq.models.trace import Trace
 from psaq.models.wrappers import unwrapped
 from psaq.progress import progress_bar
-from psaq.quantization.hugging_face.registration import own_way_to_save
+from psaq.quantization.hugging_face.saving import own_way_to_save
 from psaq.quantization.model.conversion import converted, structure
 from psaq.quantization.model.heads import plain_attention
 from psaq.quantization.model.layers import QuantLayer

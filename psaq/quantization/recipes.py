@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from psaq.choices import Scope
 from psaq.errors import PsaqError
-from psaq.quantization.model.points import SCOPES, Scope
-from psaq.quantization.quantizers.affine import check_bits
+from psaq.quantization.quantizers.bits import check_bits
 from psaq.suggestions import did_you_mean
 
 _FEW_BITS = 4
@@ -187,7 +187,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper, "accurate": 
 """Name → its constructor, of bits per weight and bits per activation."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "scope": tuple(SCOPES),
+    "scope": get_args(Scope),
     "weight_scales": ("max", "squared_error"),
     "ranges": ("full", "search"),
     "softmax": ("uniform", "log"),

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from psaq.choices import Grid, Heads
 from psaq.errors import PsaqError
-from psaq.losses import Grid
-from psaq.models.features import Heads
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Setting = Literal["sound", "reference"]

@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from psaq.choices import TaskName
 from psaq.distributed import gather_dealt, together
 from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
 from psaq.tasks.reading import Batches, Reading, Unlabelled, WithoutTruth, first_truth, read
-from psaq.tasks.task import Task, TaskName, figures, known_figures
+from psaq.tasks.task import Task, figures, known_figures
 
 Logits = Float[Tensor, "images classes"]
 

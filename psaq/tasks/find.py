@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from psaq.choices import TaskName
 from psaq.models.calling import logits_of, named_parts, run, takes
 from psaq.models.data import data_config, find_data
 from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
 from psaq.tasks.classification import Classification, Features
 from psaq.tasks.detection import Detection
 from psaq.tasks.segmentation import Segmentation
-from psaq.tasks.task import Task, TaskName
+from psaq.tasks.task import Task
 
 _TASKS: dict[TaskName, Task] = {task.name: task for task in (Classification(), Segmentation(), Detection(), Features())}
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from psaq.choices import TaskName
 from psaq.errors import PsaqError
 from psaq.images.whole import WholePicture
 from psaq.models.answers import Answering
@@ -17,7 +18,6 @@ from psaq.tasks.dense import DenseTask
 from psaq.tasks.detection import Boxes, Detection, partners
 from psaq.tasks.find import task_of
 from psaq.tasks.segmentation import Segmentation
-from psaq.tasks.task import TaskName
 from psaq_plots import DrawnBoxes, Style, boxes_figure, pixels_figure
 
 

@@ -8,10 +8,8 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 from torch.utils.data import Dataset
 
-from psaq.models.heads import TaskName
+from psaq.choices import TaskName
 from psaq.tasks.reading import Reading
-
-__all__ = ["Task", "TaskName", "TaskReport", "figures", "known_figures"]
 
 
 class TaskReport(Protocol):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from psaq.commands.work.tune import distinct_problems, table, workload
 from psaq.errors import PsaqError
-from psaq.tune import Tune, distinct_problems, table, workload
+from psaq.tune import Tune
 from psaq_kernels import tuner, tuning
 from psaq_kernels.devices import INTERPRETER
 from psaq_kernels.tunable import MachineRates
@@ -31,7 +32,7 @@ def test_workload_of_a_swin():
 
 
 def test_no_gpu_is_said(monkeypatch):
-    monkeypatch.setattr("psaq.tune.interpreting", lambda device: False)
+    monkeypatch.setattr("psaq.commands.work.tune.interpreting", lambda device: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PsaqError, match="--target"):
         Tune(model=("micro_vit",)).run()
@@ -40,7 +41,7 @@ def test_no_gpu_is_said(monkeypatch):
 @pytest.mark.parametrize("options", [{"batch": 0}, {"target": "sm_1"}])
 def test_bad_options_are_refused(options):
     with pytest.raises(PsaqError, match=next(iter(options))):
-        Tune(**options)
+        Tune(**options).run()
 
 
 def test_unknown_kernel_is_refused():
@@ -81,7 +82,7 @@ class InThisProcess:
 @pytest.fixture
 def caller(monkeypatch):
     made = InThisProcess()
-    monkeypatch.setattr("psaq.tune._caller", lambda: made)
+    monkeypatch.setattr("psaq.commands.work.tune._caller", lambda: made)
     return made
 
 
@@ -92,7 +93,7 @@ def interpreted(tmp_path, monkeypatch, caller):
         pytest.skip("the interpreter is off where there is a GPU")
     monkeypatch.setenv("PSAQ_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr("psaq.tune._gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr("psaq.commands.work.tune._gpu", lambda: torch.device("cpu"))
     monkeypatch.setattr(tuner, "gpu_clock", lambda launch, milliseconds: launch() or 3.0)
     monkeypatch.setattr(tuner, "measure_rates", lambda *_: MachineRates(1e12, {"float32": 1e13, "int8": 1e14}))
     for number in ("EXAMPLE_BANDWIDTH", "EXAMPLE_POINTS"):
@@ -201,7 +202,9 @@ def test_columns_line_up():
 
 
 def test_a_compiler_that_breaks_down_is_a_row_and_an_error(monkeypatch, capsys):
-    monkeypatch.setattr("psaq.tune.check_candidate", math.sqrt)  # which in a process of its own raises TypeError
+    monkeypatch.setattr(
+        "psaq.commands.work.tune.check_candidate", math.sqrt
+    )  # which in a process of its own raises TypeError
     with pytest.raises(PsaqError, match="4 configurations do not fit"):
         tune(target="sm_90")
     assert capsys.readouterr().out.count("does not compile: TypeError") == 4

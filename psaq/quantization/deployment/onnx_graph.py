@@ -5,7 +5,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from psaq.choices import Runtime
 from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.copying import copied
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 OPSET = 21
 """The first with 4-bit integers."""
-
-Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
-"""Whom a file is written for."""
 
 
 @dataclass(frozen=True)

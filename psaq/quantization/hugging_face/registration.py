@@ -6,13 +6,6 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
-from typing import TypeVar
-
-from torch import nn
-
-from psaq.models.transformers_data import is_transformers
-
-Model = TypeVar("Model", bound=nn.Module)
 
 _REGISTRY = "transformers.quantizers.auto"
 
@@ -23,15 +16,6 @@ def register_with_transformers() -> None:
         _register()
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
-
-
-def own_way_to_save(qmodel: Model) -> Model:
-    """The model; one of transformers' now has a ``save_pretrained`` that writes integers, as `psaq.save` does."""
-    if is_transformers(qmodel):
-        from psaq.quantization.hugging_face.quantizer import give_quantizer
-
-        give_quantizer(qmodel)
-    return qmodel
 
 
 class _AfterImport(MetaPathFinder):

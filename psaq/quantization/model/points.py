@@ -9,15 +9,13 @@ calibration, and a quantiser afterwards. Its name is its path, and the end of it
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from psaq.choices import Scope
 from psaq.errors import PsaqError
 from psaq.suggestions import did_you_mean
-
-Scope = Literal["all", "matmul", "linear"]
-"""Which activations are quantised beside the weights; see `SCOPES`."""
 
 WEIGHT = "weight_quantizer"
 BARE_WEIGHT = "bare_weight"

@@ -6,10 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psaq.errors import PsaqError
+from psaq.quantization.quantizers.bits import check_bits
 from psaq.quantization.quantizers.keeps_types import KeepsTypes
-
-MIN_BITS, MAX_BITS = 2, 8
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
@@ -172,13 +170,6 @@ def asymmetric_per_tensor(
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     """The lowest and the highest b-bit integer."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-def check_bits(what: str, bits: int) -> int:
-    """Return ``bits``. Raises PsaqError, naming ``what``, unless it is a whole number from 2 to 8."""
-    if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        raise PsaqError(f"{what}: {bits!r} is not a number of bits from {MIN_BITS} to {MAX_BITS}")
-    return bits
 
 
 def _positive_scale(scale: Tensor) -> Tensor:

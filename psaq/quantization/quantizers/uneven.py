@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psaq.quantization.quantizers.affine import Quantizer, check_bits
+from psaq.quantization.quantizers.affine import Quantizer
+from psaq.quantization.quantizers.bits import check_bits
 
 
 class UnevenQuantizer(Quantizer):

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from psaq import PsaqError
-from psaq.commands.benchmark_inference import BenchmarkInference, _by_kind, medians
+from psaq.commands.benchmark_inference import BenchmarkInference
 from psaq.commands.options import ModelOptions
 from psaq.commands.runtimes import installed
+from psaq.commands.work.benchmark_inference import _by_kind, medians
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from psaq.commands.benchmark_synthesis import EAGER, MODEL, STEP, BenchmarkSynthesis, eager_entropy
+from psaq.commands.benchmark_synthesis import BenchmarkSynthesis
 from psaq.commands.options import ModelOptions
+from psaq.commands.work.benchmark_synthesis import EAGER, MODEL, STEP, eager_entropy
 from psaq.errors import PsaqError
 from psaq.losses import patch_similarity_entropy
 

@@ -9,9 +9,10 @@ import torch
 from launch import environment
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
-from psaq.commands import export as export_module
-from psaq.commands.export import Export, check_onnx
+from psaq.commands.export import Export
 from psaq.commands.runtimes import installed, products, session
+from psaq.commands.work import export as export_module
+from psaq.commands.work.export import check_onnx
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.model.points import live_points
 

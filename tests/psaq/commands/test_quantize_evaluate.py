@@ -84,7 +84,7 @@ def test_a_run_of_synthesis_gives_its_images(vit, tmp_path):
 
 def test_without_images_they_are_synthesised(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(SynthesisConfig, "steps", 2)
-    monkeypatch.setattr("psaq.commands.calibration.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
+    monkeypatch.setattr("psaq.commands.work.calibration.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
     Quantize(num_images=2, out=tmp_path / "run").run()
     assert len(list((tmp_path / "run" / "images").glob("*.png"))) == 2
     assert load(tmp_path / "run" / "model.safetensors", vit)

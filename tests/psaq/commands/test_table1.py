@@ -13,6 +13,7 @@ from noise_picture import noise_picture
 
 from psaq.cli import run_command
 from psaq.commands.table1 import Table1
+from psaq.commands.work.table1 import synthesis_config
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.experiments.table1 import Bench, weights_file
@@ -213,9 +214,9 @@ def test_wrong_options_are_named_before_any_work(changed, message, tmp_path):
 
 
 def test_the_preset_sets_the_schedule_and_steps_still_hold():
-    assert Table1(preset="paper")._synthesis() == SynthesisConfig.paper()
-    assert Table1(preset="faithful", steps=3)._synthesis() == SynthesisConfig.paper(faithful=True, steps=3)
-    assert Table1()._synthesis() == SynthesisConfig()
+    assert synthesis_config(Table1(preset="paper")) == SynthesisConfig.paper()
+    assert synthesis_config(Table1(preset="faithful", steps=3)) == SynthesisConfig.paper(faithful=True, steps=3)
+    assert synthesis_config(Table1()) == SynthesisConfig()
 
 
 def test_a_killed_run_goes_on_to_the_same_table(whole, tmp_path):

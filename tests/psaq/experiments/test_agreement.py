@@ -8,7 +8,7 @@ import pytest
 import torch
 from noise_picture import noise_picture
 
-from psaq.commands.export import onnx_session
+from psaq.commands.work.export import onnx_session
 from psaq.evaluation import evaluate
 from psaq.experiments import agreement
 from psaq.experiments.agreement import Agreement, Row

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from psaq.cli import run_command
-from psaq.commands.export import check_onnx
 from psaq.commands.runtimes import session
+from psaq.commands.work.export import check_onnx
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.files import read_json

@@ -11,7 +11,7 @@ from sqnr import usual_sqnr
 from torch import nn
 
 from psaq import PsaqError, Recipe, describe, quantize
-from psaq.commands.export import onnx_session
+from psaq.commands.work.export import onnx_session
 from psaq.models.answers import Answering
 from psaq.quantization.deployment.onnx_graph import _OnnxPoint, export_float_onnx, export_onnx
 from psaq.quantization.model.points import live_points

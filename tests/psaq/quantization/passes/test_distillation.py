@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from variants import build, images_for
 
 import psaq
-from psaq.demo import real_images
+from psaq.commands.work.demo import real_images
 from psaq.quantization.model.layers import QuantLinear
 from psaq.quantization.passes import training
 from psaq.quantization.passes.distillation import answer_error, answer_loss, distil

@@ -1,0 +1,18 @@
+"""The words that options choose from. What they choose is elsewhere: help on them must not wait for torch."""
+
+from typing import Literal
+
+TaskName = Literal["classification", "segmentation", "detection", "features"]
+"""What a model may be for."""
+
+Heads = Literal["mean", "separate"]
+"""Heads averaged into one feature per patch (the authors' way), or kept apart."""
+
+Grid = Literal["fine", "reference"]
+"""Where the density is evaluated: spacing ≤ h over all of [-1, 1], or the authors' 10 points between extremes."""
+
+Scope = Literal["all", "matmul", "linear"]
+"""Which activations are quantised beside the weights; see `psaq.quantization.model.points.SCOPES`."""
+
+Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
+"""Whom an exported file is written for."""
