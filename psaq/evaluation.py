@@ -36,6 +36,7 @@ def evaluate(
         reference: the full-precision model, or of a classifier what `collect_logits` got from it on the same dataset.
         task: what the model is for; by default it is found from the model and its output.
         workers: processes that read images beside this one.
+        progress: show a bar on standard error; by default nothing.
 
     Raises:
         PsaqError: an empty dataset, an unreadable image, a truth that is none of the model's, logits with NaN, or a

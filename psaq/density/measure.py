@@ -48,6 +48,7 @@ def patch_similarity_density(
         heads: "mean" averages a patch's feature over the heads, as the authors do; "separate" compares patches
             head by head and pools the similarities.
         backend: "triton" or "torch"; automatic where None.
+        progress: show a bar on standard error; by default nothing.
 
     Raises:
         PsaqError: no image or one that does not fit the model, a layer out of range, a grid too coarse for the

@@ -43,7 +43,7 @@ def compare_sources(
     dataset: Dataset[tuple[Tensor, int]],
     *,
     batch_size: int = 50,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Iterator[Row]:
     """Quantise ``model`` once per recipe and source, and evaluate each on ``dataset``: a row as each is done.
 

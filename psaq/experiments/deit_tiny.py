@@ -160,7 +160,7 @@ class Bench:
         if options.images:
             return load_images(options.images[options.seeds.index(cell.seed)])
         config = SynthesisConfig(num_images=IMAGES, seed=cell.seed)
-        return synthesize_into(options.runs / f"seed{cell.seed}", self.model, config)
+        return synthesize_into(options.runs / f"seed{cell.seed}", self.model, config, progress=True)
 
     def _logits(self, model: nn.Module, description: str) -> tuple[Tensor, Tensor]:
         dataset = imagenet(self.options.val, self.model, self.options.crop_pct)

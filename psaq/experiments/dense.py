@@ -140,7 +140,7 @@ class Bench:
         if cell.method == GAUSSIAN:
             return gaussian_images(self.model, IMAGES, cell.seed)
         config = SynthesisConfig(num_images=IMAGES, seed=cell.seed)
-        return synthesize_into(self.options.runs / f"{self.name}-seed{cell.seed}", self.model, config)
+        return synthesize_into(self.options.runs / f"{self.name}-seed{cell.seed}", self.model, config, progress=True)
 
     def _real(self, files: list[Path], seed: int) -> Tensor:
         """The first pictures for seed 0, the next ones for seed 1, and so on."""

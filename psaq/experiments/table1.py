@@ -107,7 +107,7 @@ class Bench:
         configs = {seed: replace(self.setup.synthesis, seed=seed) for seed in self.setup.seeds}
         if self.setup.synthesized is None:
             folders = {self._folder(seed): config for seed, config in configs.items()}
-            return dict(zip(configs, synthesize_all_into(folders, self.model), strict=True))
+            return dict(zip(configs, synthesize_all_into(folders, self.model, progress=True), strict=True))
         with together():
             return {seed: self._found(self.setup.synthesized, config) for seed, config in configs.items()}
 

@@ -49,6 +49,7 @@ def quantize(
         images: what the activation ranges are read from, normalised as the model wants it: synthesised, real
             or noise, as a tensor (images, channels, height, width), `SyntheticImages` or batches.
         recipe: bits, scope and method.
+        progress: show a bar on standard error; by default nothing.
 
     Returns:
         A copy of the model in evaluation mode and in the model's type that simulates b-bit integers in float32.

@@ -106,6 +106,7 @@ def sensitivity(
         images: both calibrated and measured on.
         recipe: bits, scope and quantisers; W4A8 of `Recipe.accurate` by default. Weights are rounded to nearest,
             nothing is compensated or reconstructed: the same simple rule for every layer.
+        progress: show a bar on standard error; by default nothing.
 
     Raises:
         PsaqError: as `psaq.quantize`.

@@ -21,7 +21,7 @@ HISTORY = "history.csv"
 
 
 def synthesize_into(
-    folder: Path, model: nn.Module, config: SynthesisConfig, *, progress: bool = True
+    folder: Path, model: nn.Module, config: SynthesisConfig, *, progress: bool = False
 ) -> SyntheticImages:
     """Synthesise images and save them in ``folder``: the tensors, a PNG each, and the losses as CSV.
 
@@ -35,7 +35,7 @@ def synthesize_into(
 
 
 def synthesize_all_into(
-    configs: Mapping[Path, SynthesisConfig], model: nn.Module, *, progress: bool = True
+    configs: Mapping[Path, SynthesisConfig], model: nn.Module, *, progress: bool = False
 ) -> list[SyntheticImages]:
     """Several syntheses, each into its folder as `synthesize_into` does it. Under torchrun every rank must see them."""
     missing = [folder for folder in configs if not first_says((folder / FILE_NAME).exists)]

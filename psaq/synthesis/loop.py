@@ -46,7 +46,7 @@ def synthesize(
     config: SynthesisConfig | None = None,
     *,
     checkpoint: Path | str | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> SyntheticImages:
     """Make images whose patch similarities are as diverse as a real image's, from the model alone.
 
@@ -57,7 +57,7 @@ def synthesize(
         config: the schedule and the losses' weights.
         checkpoint: a folder that receives each batch's state every ``config.checkpoint_every`` steps. Where it holds
             one, the batch goes on from it: on a CPU to the same bits as if it had never stopped.
-        progress: show a bar with losses, throughput and time left.
+        progress: show a bar with losses, throughput and time left on standard error; by default nothing.
 
     Raises:
         PsaqError: a model without attention blocks or classes, a checkpoint of another run, or a loss that is
@@ -71,7 +71,7 @@ def synthesize_all(
     configs: Sequence[SynthesisConfig],
     checkpoints: Sequence[Path | str | None],
     *,
-    progress: bool = True,
+    progress: bool = False,
 ) -> list[SyntheticImages]:
     """Several syntheses from one model, as `synthesize` makes each: under torchrun their batches are dealt out to the
     ranks, and every rank gets all images. A batch has the same bits whichever rank of its kind makes it."""

@@ -39,7 +39,8 @@ def calibration_images(options: Calibrating, model: nn.Module, folder: Path) -> 
     if options.gaussian:
         return gaussian_images(model, options.num_images, options.seed)
     if options.images is None:
-        return synthesize_into(folder, model, SynthesisConfig(num_images=options.num_images, seed=options.seed))
+        config = SynthesisConfig(num_images=options.num_images, seed=options.seed)
+        return synthesize_into(folder, model, config, progress=True)
     if _is_synthesised(options.images):
         return normalised_for(model, load_images(options.images))[: options.num_images]
     files, whole = picture_files([options.images])[: options.num_images], isinstance(task_of(model), DenseTask)

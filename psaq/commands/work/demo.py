@@ -54,7 +54,7 @@ def run(options: Demo) -> None:
 def _compare(options: Demo, name: str, recipes: list[Recipe]) -> Iterator[Row]:
     model = load_model(name).to(choose_device(options.device))
     folder = options.out / name
-    images = synthesize_into(folder, model, options.synthesis)
+    images = synthesize_into(folder, model, options.synthesis, progress=True)
     sources: dict[str, CalibrationImages] = {
         STANDARD: real_images(model, options.synthesis.num_images),
         GAUSSIAN: gaussian_images(model, options.synthesis.num_images, options.synthesis.seed),
@@ -63,14 +63,15 @@ def _compare(options: Demo, name: str, recipes: list[Recipe]) -> Iterator[Row]:
     draw_run(images, model, folder)
     named = {"noise": sources[GAUSSIAN], "real": sources[STANDARD], "generated": sources[PSAQ]}
     draw_densities(named, model, folder)
-    yield from compare_sources(name, model, sources, recipes, SceneDataset(options.scenes, HELD_OUT_SEED, model))
+    scenes = SceneDataset(options.scenes, HELD_OUT_SEED, model)
+    yield from compare_sources(name, model, sources, recipes, scenes, progress=True)
 
 
 def _dense_line(options: Demo, name: str, recipe: Recipe) -> str:
     """A model of boxes or pixels: its score in full precision, and quantised by each source of images."""
     model = load_model(name).to(choose_device(options.device))
     folder = options.out / name
-    images = synthesize_into(folder, model, options.synthesis)
+    images = synthesize_into(folder, model, options.synthesis, progress=True)
     real = held_out_scenes(name, options.synthesis.num_images, model, CALIBRATION_SEED)
     sources: dict[str, CalibrationImages] = {
         STANDARD: torch.stack([real[index][0] for index in range(options.synthesis.num_images)]),

@@ -58,7 +58,7 @@ def _generated(options: PlotDensity, model: nn.Module) -> Tensor:
     if options.generated:
         return normalised_for(model, load_images(options.generated))[: options.images]
     config = SynthesisConfig(num_images=options.images, seed=options.seed, steps=options.steps)
-    return synthesize(model, config).images
+    return synthesize(model, config, progress=True).images
 
 
 def _write(options: PlotDensity, curves: DensityCurves) -> None:

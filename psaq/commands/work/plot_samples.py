@@ -25,5 +25,6 @@ def run(options: PlotSamples) -> None:
 
 def _images(options: PlotSamples, model: nn.Module) -> SyntheticImages:
     if options.generated is None:
-        return synthesize(model, SynthesisConfig(num_images=options.images, seed=options.seed))
+        config = SynthesisConfig(num_images=options.images, seed=options.seed)
+        return synthesize(model, config, progress=True)
     return load_images(options.generated)

@@ -30,7 +30,7 @@ def run(options: Synthesize) -> None:
         say(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")
         return
     with run.timed("synthesis"):
-        images = synthesize_into(folder, model, options.synthesis)
+        images = synthesize_into(folder, model, options.synthesis, progress=True)
     with together():
         if is_first():
             _finish(options, run, images, model)

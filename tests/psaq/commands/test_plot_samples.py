@@ -82,7 +82,7 @@ def test_command_writes_the_picture(run, tmp_path, capsys, options):
 def test_command_synthesises_where_no_run_is_named(tmp_path, monkeypatch, images):
     asked = []
     monkeypatch.setattr(
-        "psaq.commands.work.plot_samples.synthesize", lambda model, config: asked.append(config) or images
+        "psaq.commands.work.plot_samples.synthesize", lambda model, config, progress: asked.append(config) or images
     )
     PlotSamples(images=2, seed=5, figure=FigureOptions(tmp_path / "samples.png")).run()
     assert [(config.num_images, config.seed) for config in asked] == [(2, 5)]
