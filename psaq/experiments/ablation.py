@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.tasks.classification import collect_logits, compare

@@ -11,16 +11,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from psaq.cli import run_command
-from psaq.commands.work.export import onnx_session
 from psaq.experiments.nudged import LAST_PLACE, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.quantization.deployment.runtimes import session
 from psaq.quantization.deployment.simulate import simulate
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
@@ -115,7 +115,7 @@ def _forwards(qmodel: nn.Module) -> Iterator[tuple[str, Forward]]:
     yield DEPLOYED_BFLOAT16, deploy(qmodel, torch.bfloat16, "exact")
     with TemporaryDirectory() as folder:
         export_onnx(qmodel, Path(folder) / "model.onnx")
-        yield "onnxruntime", onnx_session(Path(folder) / "model.onnx")
+        yield "onnxruntime", session(Path(folder) / "model.onnx")
 
 
 def _nudged(model: nn.Module, modules: Iterable[nn.Module], by: float) -> Forward:

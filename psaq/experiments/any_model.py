@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.experiments.architectures import Build, architectures
 from psaq.experiments.rows import read_rows, write_rows
@@ -24,6 +23,7 @@ from psaq.models.answers import Answering
 from psaq.models.calling import tensors_of
 from psaq.models.data import data_config
 from psaq.models.features import feature_sites
+from psaq.program import run_command
 from psaq.progress import note
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deployment.deploy import deploy

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psaq.cli import run_command
 from psaq.errors import PsaqError
-from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
 from psaq.experiments.nudged import LAST_PLACE, float_arithmetic, nudged
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import CalibrationImages, gaussian_images
@@ -25,11 +23,13 @@ from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
+from psaq.tables.comparison import GAUSSIAN, PSAQ, STANDARD
 from psaq.tasks.classification import Report, collect_logits, compare
 
 IMAGES = 32

@@ -12,10 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from psaq.cli import run_command
 from psaq.evaluation import evaluate
-from psaq.experiments.cells import Cell
-from psaq.experiments.comparison import GAUSSIAN, STANDARD
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.coco import coco
@@ -23,10 +20,13 @@ from psaq.images.masks import segmentation
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.description import describe
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.quantization.pipeline import quantize
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
+from psaq.tables.cells import Cell
+from psaq.tables.comparison import GAUSSIAN, STANDARD
 
 IMAGES = 32
 """Calibration images of every kind."""

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from psaq.cli import run_command
 from psaq.errors import PsaqError
 from psaq.experiments.image_variants import OBJECTIVES
 from psaq.experiments.rows import read_rows, write_rows
@@ -27,6 +26,7 @@ from psaq.images.synthetic import FILE_NAME, SyntheticImages
 from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
 from psaq.models.zoo import data_config, load_model
+from psaq.program import run_command
 from psaq.progress import progress_bar
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe

@@ -15,8 +15,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from psaq.cli import run_command
-from psaq.commands.runtimes import ONNXRUNTIME, OPENVINO, session
 from psaq.errors import PsaqError
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import gaussian_images
@@ -24,9 +22,11 @@ from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import device_name

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq import Recipe, SynthesisConfig, capture, deploy, gaussian_images, load_model, quantize, synthesize
-from psaq.commands.work.benchmark_synthesis import eager_entropy
+from psaq.losses import eager_entropy
 from psaq.models.features import record_patch_features
 from psaq_kernels.compiling import compile_before_use
 

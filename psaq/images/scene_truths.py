@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 from psaq.errors import PsaqError
 from psaq.images.coco import CocoAnnotations, CocoTruth
 from psaq.images.masks import VOID, MaskTruth
-from psaq.images.rendering.painter import CLASS_NAMES, SIZE
 from psaq.images.scenes import Scenes, render_scenes
 from psaq.images.whole import WholePicture
 from psaq.models.data import data_config
+from psaq.rendering.painter import CLASS_NAMES, SIZE
 
 _SHOWN = 0.5  # of a pixel that the object covers, from which on it is the object's
 

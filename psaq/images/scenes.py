@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from psaq.errors import PsaqError
-from psaq.images.rendering.draws import Draws
-from psaq.images.rendering.painter import CLASS_NAMES, SIZE, Rendering, paint
 from psaq.models.zoo import data_config, num_classes
+from psaq.rendering.draws import Draws
+from psaq.rendering.painter import CLASS_NAMES, SIZE, Rendering, paint
 
 __all__ = ["CLASS_NAMES", "SIZE", "SceneDataset", "Scenes", "render_scenes", "scene_batch"]
 

@@ -10,7 +10,6 @@ import torch
 from launch import TORCHRUN, environment
 from torch import nn
 
-from psaq.cli import run_command
 from psaq.commands.quantize import Quantize
 from psaq.distributed import (
     broadcast_module,
@@ -25,6 +24,7 @@ from psaq.distributed import (
     world_size,
 )
 from psaq.errors import PsaqError
+from psaq.program import run_command
 
 SHARES = ["[0, 2, 4]", "[1, 3]"]
 ALIKE = [

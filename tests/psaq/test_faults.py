@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from psaq.cli import _out_of_memory, run_command
 from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
@@ -19,6 +18,7 @@ from psaq.errors import PsaqError
 from psaq.files import save_tensors, write_record
 from psaq.images.synthetic import load_images
 from psaq.models.features import PatchFeatureRecorder
+from psaq.program import _out_of_memory, run_command
 from psaq.runs import read_run
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.state import BatchState

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psaq.losses import (
+    eager_entropy,
     patch_similarity_entropy,
     reference_smoothness_loss,
     similarity_grid,
@@ -102,3 +103,10 @@ def test_a_flat_image_has_a_finite_gradient(loss):
     flat = torch.zeros(2, 3, 8, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(flat, 5.0), flat)
     assert torch.isfinite(gradient).all()
+
+
+def test_the_eager_loss_is_the_same_loss():
+    torch.manual_seed(0)
+    layer = torch.randn(3, 2, 9, 16)
+    expected = patch_similarity_entropy([layer], grid="reference").mean()
+    torch.testing.assert_close(eager_entropy(layer), expected, rtol=1e-3, atol=1e-3)

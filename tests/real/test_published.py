@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from psaq.experiments.published import FULL_PRECISION, published_top1
+from psaq.tables.published import FULL_PRECISION, published_top1
 
 TABLE = Path(__file__).parents[3] / "shared" / "reference" / "table1.csv"
 

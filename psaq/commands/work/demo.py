@@ -1,4 +1,4 @@
-"""``psaq demo``: the main job on the bundled models, from nothing to a table, in minutes on a laptop."""
+"""What ``psaq demo`` does."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from psaq.commands.demo import Demo
 from psaq.commands.evaluate import PREDICTIONS_FILE
 from psaq.commands.options import choose_device
 from psaq.evaluation import evaluate
-from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD, Row, compare_sources, table, write_rows
-from psaq.experiments.fig2 import draw_run
-from psaq.experiments.fig3 import draw_densities
+from psaq.figures.densities import draw_densities
+from psaq.figures.samples import draw_run
 from psaq.images.batches import CalibrationImages, gaussian_images
-from psaq.images.held_out import HELD_OUT_SEED, held_out_scenes
+from psaq.images.held_out import CALIBRATION_SEED, HELD_OUT_SEED, calibration_scenes, held_out_scenes
 from psaq.images.scenes import SceneDataset
 from psaq.models.micro import MICRO_DENSE, MICRO_MODELS
 from psaq.models.zoo import load_model
@@ -25,11 +23,9 @@ from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.synthesis.folder import synthesize_into
+from psaq.tables.comparison import GAUSSIAN, PSAQ, STANDARD, Row, compare_sources, table, write_rows
 from psaq.tasks.pictures import draw_predictions
 from psaq_plots import save_figure
-
-CALIBRATION_SEED = 1_000_037
-"""Of the scenes that stand for real images: neither trained nor evaluated on."""
 
 
 def run(options: Demo) -> None:
@@ -56,7 +52,7 @@ def _compare(options: Demo, name: str, recipes: list[Recipe]) -> Iterator[Row]:
     folder = options.out / name
     images = synthesize_into(folder, model, options.synthesis, progress=True)
     sources: dict[str, CalibrationImages] = {
-        STANDARD: real_images(model, options.synthesis.num_images),
+        STANDARD: calibration_scenes(model, options.synthesis.num_images),
         GAUSSIAN: gaussian_images(model, options.synthesis.num_images, options.synthesis.seed),
         PSAQ: images,
     }
@@ -89,8 +85,3 @@ def _dense_line(options: Demo, name: str, recipe: Recipe) -> str:
     examples = [pictures.picture(index) for index in range(3)]
     save_figure(draw_predictions(model, qmodel, examples, pictures.class_names()), folder / PREDICTIONS_FILE)
     return f"{name} {what}: FP {full:.2f}, W{recipe.weights}A{recipe.activations} {', '.join(scores)}"
-
-
-def real_images(model: nn.Module, count: int) -> Tensor:
-    """Scenes that stand for the real images Table 1's "Standard" is calibrated on."""
-    return torch.stack([image for image, _ in SceneDataset(count, CALIBRATION_SEED, model).__getitems__(range(count))])

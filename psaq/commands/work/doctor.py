@@ -1,4 +1,4 @@
-"""``psaq doctor``: what this machine has and what psaq will use of it."""
+"""What ``psaq doctor`` does."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""``psaq evaluate``: what a quantised model costs beside its full-precision original."""
+"""What ``psaq evaluate`` does."""
 
 from dataclasses import asdict
 from pathlib import Path

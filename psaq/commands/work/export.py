@@ -1,51 +1,23 @@
-"""``psaq export``: a quantised model for other runtimes, checked in one of them."""
+"""What ``psaq export`` does."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from psaq.choices import Runtime
 from psaq.commands.export import Export
 from psaq.commands.quantize import MODEL_FILE
-from psaq.commands.runtimes import ONNXRUNTIME, Products, Session, installed, products, session
 from psaq.images.batches import gaussian_images
 from psaq.images.pictures import load_pictures, picture_files
-from psaq.models.answers import Answering
 from psaq.models.zoo import fresh_model
-from psaq.progress import progress_bar
 from psaq.quantization.checkpoint import load
-from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, installed
+from psaq.quantization.deployment.verdict import Verdict, check_onnx
 from psaq.quantization.model.points import layer_of, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.runs import device_name
-from psaq.tasks.classification import logit_sqnr
 from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
-
-Images = Float[Tensor, "images channels height width"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a runtime's model compares with the fake-quantised one, and with float32 in that runtime."""
-
-    runtime: str
-    images: int
-    agreement: float | None
-    """Images with the same most likely class, in percent; None of a model without classes."""
-    logit_sqnr: float
-    """In dB."""
-    milliseconds: float
-    """For one batch."""
-    float_milliseconds: float
-    """For the same batch with every quantisation point off."""
-    products: Products
 
 
 def run(options: Export) -> None:
@@ -58,7 +30,7 @@ def run(options: Export) -> None:
         print(remark)
     for runtime in installed() or [ONNXRUNTIME]:
         sizes = (options.batch_size, options.repeats)
-        verdict = check_onnx(options.onnx, qmodel, images, *sizes, options.part, runtime)
+        verdict = check_onnx(options.onnx, qmodel, images, *sizes, options.part, runtime, progress=True)
         print(_in_words(verdict, min(options.batch_size, verdict.images)))
 
 
@@ -68,35 +40,6 @@ def _pictures(options: Export, qmodel: nn.Module) -> Images:
     return load_pictures(picture_files([options.images])[: options.num_images], qmodel, crop_pct=options.crop_pct)
 
 
-def check_onnx(
-    path: Path,
-    qmodel: nn.Module,
-    images: Images,
-    batch_size: int,
-    repeats: int,
-    part: str | None = None,
-    runtime: Runtime = ONNXRUNTIME,
-) -> Verdict:
-    """Run an exported model in a runtime on the CPU.
-
-    Raises:
-        PsaqError: the runtime is missing.
-    """
-    quantized = session(path, runtime)
-    with TemporaryDirectory() as folder:
-        export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
-        full = session(Path(folder) / "float.onnx", runtime)
-    batches = images.split(batch_size)
-    found = torch.cat([quantized(batch) for batch in progress_bar(batches, description=runtime, unit="batch")])
-    answers = Answering((qmodel if part is None else qmodel.get_submodule(part)).cpu())
-    expected = _fake_quantized(answers, batches)
-    same = (found.argmax(1) == expected.argmax(1)).double()
-    agreement = 100 * same.mean().item() if answers.has_classes else None
-    taken, float_taken = (_milliseconds(run, batches[0], repeats) for run in (quantized, full))
-    ran = products(path, runtime, batches[0])
-    return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
-
-
 def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
     """What to know of a file before it is taken anywhere."""
     if runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
@@ -104,27 +47,6 @@ def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
     uneven = {layer_of(name) for name, point in live_points(qmodel).items() if not isinstance(point, AffineQuantizer)}
     if uneven:
         yield f"in float, for uneven steps of their levels: products of {len(uneven)} modules; none with --scope linear"
-
-
-@torch.no_grad()
-def _fake_quantized(answers: Answering, batches: tuple[Images, ...]) -> Tensor:
-    progress = progress_bar(batches, description="Fake-quantised", unit="batch")
-    return torch.cat([answers(batch) for batch in progress])
-
-
-def onnx_session(path: Path) -> Session:
-    """An exported model in onnxruntime, on the CPU. Raises PsaqError where that is missing."""
-    return session(path)
-
-
-def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:
-    run(batch)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run(batch)
-        seconds.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(seconds)
 
 
 def _in_words(verdict: Verdict, batch: int) -> str:

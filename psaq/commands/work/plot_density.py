@@ -1,10 +1,11 @@
-"""``python -m psaq.plot_density``: Fig. 3 of any vision transformer, in one command."""
+"""What ``psaq plot-density`` does."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from psaq.commands.plot_density import PlotDensity
 from psaq.density import DensityCurves, LayerNumbers, describe, patch_similarity_density
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
@@ -12,7 +13,6 @@ from psaq.images.pictures import load_pictures, normalised_for
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
 from psaq.models.micro import MICRO_MODELS
-from psaq.plot_density import PlotDensity
 from psaq.synthesis import SynthesisConfig, synthesize
 
 

@@ -1,4 +1,4 @@
-"""``psaq plot-predictions``: the boxes or pixels' classes that a model and its quantised copy find in pictures."""
+"""What ``psaq plot-predictions`` does."""
 
 from psaq.commands.plot_predictions import PlotPredictions
 from psaq.commands.quantize import MODEL_FILE

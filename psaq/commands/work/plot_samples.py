@@ -1,10 +1,10 @@
-"""``psaq plot-samples``: Fig. 2, the synthesised images in true colours, and the way from noise to them."""
+"""What ``psaq plot-samples`` does."""
 
 from torch import nn
 
 from psaq.commands.plot_samples import PlotSamples
 from psaq.errors import PsaqError
-from psaq.experiments.fig2 import choose_images, plot_film, plot_generated
+from psaq.figures.samples import choose_images, plot_film, plot_generated
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.synthesis import SynthesisConfig, synthesize
 

@@ -1,4 +1,4 @@
-"""``psaq plot-similarity``: an image beside its patch-similarity maps, layer by layer."""
+"""What ``psaq plot-similarity`` does."""
 
 from torch import Tensor, nn
 

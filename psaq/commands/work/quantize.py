@@ -1,4 +1,4 @@
-"""``psaq quantize``: a model and a few images, or none at all, to a file of integers."""
+"""What ``psaq quantize`` does."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""``psaq sensitivity``: what quantising each layer alone costs, as a table, a CSV file and a picture."""
+"""What ``psaq sensitivity`` does."""
 
 from psaq.commands.sensitivity import MeasureSensitivity
 from psaq.quantization.sensitivity import sensitivity

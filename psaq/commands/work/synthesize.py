@@ -1,4 +1,4 @@
-"""``psaq synthesize``: calibration images from a model alone, in a run folder that can be resumed."""
+"""What ``psaq synthesize`` does."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from psaq.commands.synthesize import Synthesize
 from psaq.distributed import is_first, say, together
-from psaq.experiments.fig2 import draw_run
-from psaq.experiments.fig3 import draw_densities
+from psaq.figures.densities import draw_densities
+from psaq.figures.samples import draw_run
 from psaq.images.batches import gaussian_images
 from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
 from psaq.reports import write_report

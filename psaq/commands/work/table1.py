@@ -1,4 +1,4 @@
-"""``psaq table1``: the paper's Table 1, measured anew, in a run folder that can be resumed at any point."""
+"""What ``psaq table1`` does."""
 
 import os
 import shlex
@@ -15,11 +15,6 @@ from psaq.commands.options import choose_device
 from psaq.commands.table1 import Table1
 from psaq.distributed import LostRankError, first_says, is_first, local_size, say, together
 from psaq.errors import PsaqError
-from psaq.experiments.cells import Cell, CellStore, Result
-from psaq.experiments.comparison import PSAQ, STANDARD
-from psaq.experiments.labelled import ImageSource
-from psaq.experiments.summary import markdown, mean_rows, write_cells
-from psaq.experiments.table1 import Bench, Setup, weights_file
 from psaq.files import write_text
 from psaq.images.preprocessing import check_crop_pct
 from psaq.models.micro import MICRO_MODELS
@@ -29,6 +24,11 @@ from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.suggestions import did_you_mean
 from psaq.synthesis import SynthesisConfig
+from psaq.tables.bench import Bench, Setup, weights_file
+from psaq.tables.cells import Cell, CellStore, Result
+from psaq.tables.comparison import PSAQ, STANDARD
+from psaq.tables.labelled import ImageSource
+from psaq.tables.summary import markdown, mean_rows, write_cells
 
 Method = Literal["Standard", "Gaussian", "PSAQ"]
 _MOST_WORKERS = 16

@@ -1,4 +1,4 @@
-"""``psaq tune``: the kernels' fastest configurations on this GPU, or a check of all of them for another one."""
+"""What ``psaq tune`` does."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from psaq.commands.tune import Tune
 from psaq.errors import PsaqError
 from psaq.models.features import record_patch_features
 from psaq.models.zoo import build_model, data_config, named_source
 from psaq.progress import progress_bar
-from psaq.tune import Tune
 from psaq_kernels import tuner, tuning
 from psaq_kernels.aot import Finding, check_candidate, distinct_candidates, target_limits
 from psaq_kernels.backends import interpreting

@@ -1,13 +1,13 @@
 """The bundled models: small timm transformers trained on procedural scenes, for demonstrations and tests.
 
-`psaq.models.micro.train` trains them; the JSON beside each weight file records how, and what was reached.
+`psaq.training.train` trains them; the JSON beside each weight file records how, and what was reached.
 """
 
 from pathlib import Path
 from typing import Any
 
 from psaq.errors import PsaqError
-from psaq.images.rendering.painter import CLASS_NAMES, SIZE
+from psaq.rendering.painter import CLASS_NAMES, SIZE
 
 _PREPROCESSING = {
     "input_size": [3, SIZE, SIZE],

@@ -1,6 +1,6 @@
 """The bundled models of boxes and pixels: heads on the bundled Swin, trained on procedural scenes.
 
-`psaq.models.micro.train_dense` trains them; the JSON beside each weight file records how, and what was reached.
+`psaq.training.train_dense` trains them; the JSON beside each weight file records how, and what was reached.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from psaq.images.rendering.painter import CLASS_NAMES, SIZE
 from psaq.models.micro import MICRO_DENSE, micro_architecture
+from psaq.rendering.painter import CLASS_NAMES, SIZE
 
 WIDTH = 32  # FCOS takes no fewer
 CLASSES = 1 + len(CLASS_NAMES)

@@ -9,8 +9,7 @@ import pytest
 from psaq import PsaqError
 from psaq.commands.benchmark_inference import BenchmarkInference
 from psaq.commands.options import ModelOptions
-from psaq.commands.runtimes import installed
-from psaq.commands.work.benchmark_inference import _by_kind, medians
+from psaq.quantization.deployment.runtimes import installed
 
 
 @pytest.fixture
@@ -59,18 +58,6 @@ def test_the_tables_say_where_and_what(results: dict[str, Any]) -> None:
 def test_random_weights_need_no_download(capsys: Any) -> None:
     BenchmarkInference(ModelOptions("deit_tiny", image_size=32), images=(1,), repeats=1, random_weights=True).run()
     assert "blocks.*.mlp.fc1 + gelu" in capsys.readouterr().out
-
-
-def test_medians_leave_the_warm_up_out() -> None:
-    calls: list[str] = []
-    seconds = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "test")
-    assert calls == ["a", "b"] * 4
-    assert seconds.keys() == {"a", "b"}
-    assert all(taken > 0 for taken in seconds.values())
-
-
-def test_layers_are_grouped_by_name_without_numbers() -> None:
-    assert _by_kind(["a.0.b", "a.11.b", "fc1"]) == {"a.*.b": ["a.0.b", "a.11.b"], "fc1": ["fc1"]}
 
 
 @pytest.mark.parametrize("wrong", [{"repeats": 0}, {"images": ()}, {"images": (0,)}])

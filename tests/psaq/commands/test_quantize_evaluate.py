@@ -11,7 +11,6 @@ import torch
 from noise_picture import noise_picture
 from safetensors.torch import save_file
 
-from psaq.cli import run_command
 from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
@@ -23,6 +22,7 @@ from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.zoo import data_config
+from psaq.program import run_command
 from psaq.quantization.checkpoint import load
 from psaq.quantization.model.points import live_points
 from psaq.quantization.pipeline import quantize

@@ -2,11 +2,11 @@
 
 import pytest
 
-from psaq.cli import run_command
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
 from psaq.commands.report import ReportRun
 from psaq.commands.synthesize import Synthesize
+from psaq.program import run_command
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
 

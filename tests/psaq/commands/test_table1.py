@@ -11,21 +11,21 @@ import torch
 from launch import TORCHRUN, rank_of, start, wait_for
 from noise_picture import noise_picture
 
-from psaq.cli import run_command
 from psaq.commands.table1 import Table1
 from psaq.commands.work.table1 import synthesis_config
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
-from psaq.experiments.table1 import Bench, weights_file
 from psaq.files import read_record, write_record
 from psaq.images.batches import gaussian_images
 from psaq.images.held_out import HELD_OUT_SEED
 from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig
+from psaq.tables.bench import Bench
 
 OPTIONS = {
     "models": ["micro_vit"],
@@ -178,14 +178,6 @@ def test_a_model_that_cannot_be_had_is_reported_and_the_others_go_on(tmp_path, v
     with pytest.raises(SystemExit):
         table1(tmp_path / "none", models=["deit_tiny"], **options)
     assert "no model could be had" in capsys.readouterr().err
-
-
-def test_weights_are_found_by_short_name_or_tag(tmp_path):
-    assert weights_file(tmp_path, "deit_tiny") is None
-    for name in ("deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "deit_tiny"):
-        (tmp_path / f"{name}.safetensors").touch()
-        assert weights_file(tmp_path, "deit_tiny") == tmp_path / f"{name}.safetensors"
-    assert weights_file(None, "deit_tiny") is None
 
 
 @pytest.mark.parametrize(

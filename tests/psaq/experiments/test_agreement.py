@@ -8,7 +8,6 @@ import pytest
 import torch
 from noise_picture import noise_picture
 
-from psaq.commands.work.export import onnx_session
 from psaq.evaluation import evaluate
 from psaq.experiments import agreement
 from psaq.experiments.agreement import Agreement, Row
@@ -16,6 +15,7 @@ from psaq.experiments.rows import read_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.zoo import data_config
+from psaq.quantization.deployment.runtimes import session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
@@ -44,7 +44,7 @@ def options(vit, tmp_path, monkeypatch):
 
 def test_every_implementation_is_compared(options, vit, monkeypatch):
     sessions = []
-    monkeypatch.setattr(agreement, "onnx_session", lambda file: sessions.append(file) or onnx_session(file))
+    monkeypatch.setattr(agreement, "session", lambda file: sessions.append(file) or session(file))
     options.run()
     rows = read_rows(options.out, Row)
     assert len(rows) == len(agreement.KINDS) * 8

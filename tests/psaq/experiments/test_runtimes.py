@@ -6,7 +6,6 @@ import pytest
 import torch
 from noise_picture import noise_picture
 
-from psaq.commands.runtimes import ONNXRUNTIME, installed, session
 from psaq.evaluation import evaluate
 from psaq.experiments import runtimes
 from psaq.experiments.rows import read_rows
@@ -14,6 +13,7 @@ from psaq.experiments.runtimes import NNCF_NOISE, NNCF_REAL, PSAQ, SIMULATION, R
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.zoo import data_config
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, installed, session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from psaq.errors import PsaqError
-from psaq.images.rendering.draws import Draws
-from psaq.images.rendering.painter import paint
 from psaq.images.scenes import CLASS_NAMES, SIZE, SceneDataset, render_scenes, scene_batch
 from psaq.models.zoo import ModelSource, build_model, load_model
+from psaq.rendering.draws import Draws
+from psaq.rendering.painter import paint
 
 seeds = st.integers(0, 2**63 - 1)
 indices = st.integers(0, 2**40)

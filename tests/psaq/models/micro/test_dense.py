@@ -1,12 +1,8 @@
-"""The bundled segmenter and detector: small, as good as their records say, trained by a command that is kept."""
+"""The bundled segmenter and detector: small, as good as their records say."""
 
 import pytest
 import torch
-from torch import nn
 
-from psaq.cli import run_command
-from psaq.commands.runtimes import session
-from psaq.commands.work.export import check_onnx
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.files import read_json
@@ -16,17 +12,16 @@ from psaq.images.scene_truths import SceneBoxes, ScenePixels, scene_masks
 from psaq.images.scenes import render_scenes
 from psaq.models.answers import Answering
 from psaq.models.micro import MICRO_DENSE, micro_record, micro_weights
-from psaq.models.micro.train_dense import TrainDense, train
 from psaq.models.zoo import load_model
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.quantization.deployment.runtimes import session
+from psaq.quantization.deployment.verdict import check_onnx
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.tasks.classification import logit_sqnr
 from psaq.tasks.find import task_of
-
-SHORT = {"steps": 3, "batch_size": 4, "held_out": 4}
 
 
 @pytest.mark.parametrize("name", MICRO_DENSE)
@@ -72,33 +67,6 @@ def test_the_detectors_file_is_refused_with_its_parts_named(tmp_path):
     qmodel = quantize(model, gaussian_images(model, 2), Recipe.paper(8, 8, scope="linear"))
     with pytest.raises(PsaqError, match="name a part that takes a batch of images: backbone"):
         export_onnx(qmodel, tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize("name", MICRO_DENSE)
-def test_training_is_repeated_by_its_seed(name):
-    weights = [train(TrainDense(name, **SHORT, seed=seed))[0].state_dict() for seed in (1, 1, 2)]
-    one, again, other = weights
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert any(not torch.equal(one[key], other[key]) for key in one)
-
-
-def test_the_command_writes_weights_that_load_and_a_record(tmp_path, capsys):
-    options = [f"--{option.replace('_', '-')}={value}" for option, value in SHORT.items()]
-    run_command(TrainDense, ["--model=micro_segmenter", "--out", str(tmp_path), *options])
-    said = capsys.readouterr().out
-    assert said.startswith("micro_segmenter: mIoU")
-    assert isinstance(load_model("micro_segmenter", tmp_path / "micro_segmenter.safetensors"), nn.Module)
-    assert read_json(tmp_path / "micro_segmenter.json")["training"]["steps"] == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [({"model": "micro_vit"}, "must be micro_segmenter or micro_detector"), ({"steps": 0}, "--steps: 0 is not")],
-)
-def test_bad_options_are_refused(options, complaint, tmp_path):
-    with pytest.raises(PsaqError, match=complaint):
-        TrainDense(**{"model": "micro_segmenter", "out": tmp_path, **options}).run()
-    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_an_architecture_are_refused():

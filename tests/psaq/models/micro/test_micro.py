@@ -11,8 +11,8 @@ from psaq.files import read_json
 from psaq.images.scenes import CLASS_NAMES, SIZE
 from psaq.models.features import patch_features
 from psaq.models.micro import MICRO_MODELS, micro_architecture, micro_record, micro_weights
-from psaq.models.micro.training_scenes import held_out_accuracy
 from psaq.models.zoo import ModelSource, build_model, data_config, load_model, num_classes
+from psaq.training.scenes import held_out_accuracy
 
 FEW = 400
 

@@ -11,9 +11,9 @@ from sqnr import usual_sqnr
 from torch import nn
 
 from psaq import PsaqError, Recipe, describe, quantize
-from psaq.commands.work.export import onnx_session
 from psaq.models.answers import Answering
 from psaq.quantization.deployment.onnx_graph import _OnnxPoint, export_float_onnx, export_onnx
+from psaq.quantization.deployment.runtimes import session
 from psaq.quantization.model.points import live_points
 from psaq.quantization.quantizers.affine import asymmetric_per_tensor
 from psaq.quantization.quantizers.uneven import SplitQuantizer
@@ -132,7 +132,7 @@ def test_models_of_other_makes_are_exported(make, tmp_path):
     x = images_for(model)
     qmodel = quantize(model, x, Recipe.paper(4, 8, scope="linear"))
     export_onnx(qmodel, tmp_path / "model.onnx")
-    assert usual_sqnr(onnx_session(tmp_path / "model.onnx")(x), Answering(qmodel)(x)) > 60
+    assert usual_sqnr(session(tmp_path / "model.onnx")(x), Answering(qmodel)(x)) > 60
 
 
 def test_a_detector_names_the_part_that_can_be_exported(tmp_path):
@@ -151,7 +151,7 @@ def test_a_part_is_exported_alone(tmp_path):
     x = images_for(model)
     qmodel = quantize(model, x, Recipe.paper(4, 8))
     export_onnx(qmodel, tmp_path / "part.onnx", part="embed")
-    found = onnx_session(tmp_path / "part.onnx")(x)
+    found = session(tmp_path / "part.onnx")(x)
     assert usual_sqnr(found, qmodel.embed(x).flatten(1)) > 60
 
 
@@ -214,7 +214,7 @@ def test_what_computes_its_shapes_is_exported_as_it_is(tmp_path: Path) -> None:
     qmodel = quantize(model, x, Recipe.paper(4, 8, scope="linear"))
     export_onnx(qmodel, tmp_path / "model.onnx")
     for count in (1, len(x)):  # of one image, a level that rounds elsewhere is not outvoted
-        found = onnx_session(tmp_path / "model.onnx")(x[:count])
+        found = session(tmp_path / "model.onnx")(x[:count])
         assert usual_sqnr(found, Answering(qmodel)(x[:count])) > 30
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from variants import build, images_for
 
 import psaq
-from psaq.commands.work.demo import real_images
+from psaq.images.held_out import calibration_scenes
 from psaq.quantization.model.layers import QuantLinear
 from psaq.quantization.passes import training
 from psaq.quantization.passes.distillation import answer_error, answer_loss, distil
@@ -21,7 +21,7 @@ RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
 @pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
 def test_answers_come_closer_or_the_model_stays_as_it_was(name):
     model = psaq.load_model(name)
-    images = real_images(model, 16)
+    images = calibration_scenes(model, 16)
     qmodel = quantize(model, images, RECIPE)
     before, state = answer_error(qmodel, model, images), copy.deepcopy(qmodel.state_dict())
     distil(qmodel, model, images, steps=30)
@@ -31,7 +31,7 @@ def test_answers_come_closer_or_the_model_stays_as_it_was(name):
 
 def test_a_model_that_was_disturbed_finds_back():
     model = psaq.load_model("micro_swin")
-    images, others = real_images(model, 32).split(16)
+    images, others = calibration_scenes(model, 32).split(16)
     qmodel = quantize(model, images, RECIPE)
     with torch.no_grad():
         for name, parameter in qmodel.named_parameters():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from psaq.images.rendering.draws import Draws
-from psaq.images.rendering.shapes import SHAPES, Shape
-from psaq.images.rendering.textures import Texture, checks, smooth_noise, spots, stripes
+from psaq.rendering.draws import Draws
+from psaq.rendering.shapes import SHAPES, Shape
+from psaq.rendering.textures import Texture, checks, smooth_noise, spots, stripes
 
 SIZE = 64
 CLUTTER = 4

@@ -1,6 +1,6 @@
 """What the paper reports: Table 1 of Li et al. (2022), ImageNet top-1 in percent."""
 
-from psaq.experiments.comparison import GAUSSIAN, PSAQ, STANDARD
+from psaq.tables.comparison import GAUSSIAN, PSAQ, STANDARD
 
 FULL_PRECISION = {
     "vit_small": 81.39,

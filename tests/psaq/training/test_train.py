@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from psaq.errors import PsaqError
 from psaq.files import read_json
 from psaq.images.scenes import SIZE, render_scenes
-from psaq.models.micro.first_weights import prepared
-from psaq.models.micro.patch_classes import PatchClassifier
-from psaq.models.micro.train import HELD_OUT_SEED, TrainMicro, train
-from psaq.models.micro.training_scenes import TrainingScenes, held_out_accuracy, normalised
 from psaq.models.zoo import load_model
+from psaq.training.first_weights import prepared
+from psaq.training.patch_classes import PatchClassifier
+from psaq.training.scenes import TrainingScenes, held_out_accuracy, normalised
+from psaq.training.train import HELD_OUT_SEED, TrainMicro, train
 
 SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
 
@@ -26,7 +26,7 @@ SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_
 def test_the_script_trains_measures_and_writes(model, steps, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**SHORT, "steps": steps}.items()]
     options.append("--no-bfloat16")  # which few processors compute fast
-    command = [sys.executable, "-m", "psaq.models.micro.train", "--model", model, "--out", tmp_path, *options]
+    command = [sys.executable, "-m", "psaq.training.train", "--model", model, "--out", tmp_path, *options]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "of 20 held-out scenes" in ran.stdout

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from psaq.images.rendering.draws import Draws, _mix
+from psaq.rendering.draws import Draws, _mix
 
 
 def test_the_hash_is_splitmix64():

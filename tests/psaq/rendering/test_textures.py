@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from psaq.images.rendering.draws import Draws
-from psaq.images.rendering.textures import checks, smooth_noise, spots, stripes
+from psaq.rendering.draws import Draws
+from psaq.rendering.textures import checks, smooth_noise, spots, stripes
 
 AXIS = (np.arange(600) - 299.5) / 100  # six units, and never exactly on an edge
 U, V = (axis[None] for axis in np.meshgrid(AXIS, AXIS))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from psaq.images.rendering.draws import Draws
+from psaq.rendering.draws import Draws
 
 Plane = Float[np.ndarray, "images height width"]
 Texture = Callable[[Plane, Plane], Plane]

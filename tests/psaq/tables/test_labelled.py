@@ -8,11 +8,11 @@ from noise_picture import noise_picture
 from PIL import Image
 
 from psaq.errors import PsaqError
-from psaq.experiments.labelled import ImageSource, spread
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures
 from psaq.images.preprocessing import preprocessing_for
 from psaq.models.zoo import load_model
+from psaq.tables.labelled import ImageSource, spread
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from psaq.commands.work.demo import real_images
 from psaq.errors import PsaqError
-from psaq.images.held_out import HELD_OUT_SEED
+from psaq.images.held_out import HELD_OUT_SEED, calibration_scenes
 from psaq.images.hugging_face import hugging_face_images, split_files
 from psaq.images.imagenet import imagenet
 from psaq.images.pictures import load_pictures
@@ -56,7 +55,7 @@ class ImageSource:
             PsaqError: there are none, or fewer than ``count``.
         """
         if name in MICRO_MODELS:
-            return real_images(model, count)
+            return calibration_scenes(model, count)
         folder = self.training_folder(name)
         if not split_files(folder, "train"):
             return load_pictures(folder, model, count, self.calibration_crop_pct)

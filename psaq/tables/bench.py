@@ -10,11 +10,8 @@ from torch.utils.data import Dataset
 
 from psaq.distributed import broadcast_module, first_says, from_first, is_first, together
 from psaq.errors import PsaqError
-from psaq.experiments.cells import Cell, Result
-from psaq.experiments.comparison import GAUSSIAN, STANDARD
-from psaq.experiments.fig2 import draw_run
-from psaq.experiments.fig3 import DENSITY, draw_densities
-from psaq.experiments.labelled import ImageSource
+from psaq.figures.densities import DENSITY, draw_densities
+from psaq.figures.samples import draw_run
 from psaq.files import make_folder
 from psaq.images.batches import gaussian_images
 from psaq.images.pictures import normalised_for
@@ -25,6 +22,9 @@ from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import RECIPES, parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import load_finished, synthesize_all_into
+from psaq.tables.cells import Cell, Result
+from psaq.tables.comparison import GAUSSIAN, STANDARD
+from psaq.tables.labelled import ImageSource
 from psaq.tasks.classification import collect_logits, compare
 
 _DRAWN = 8

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from psaq.experiments.cells import Cell, Result
-from psaq.experiments.published import FULL_PRECISION, published_top1
 from psaq.files import write_csv
+from psaq.tables.cells import Cell, Result
+from psaq.tables.published import FULL_PRECISION, published_top1
 from psaq.tasks.classification import Report
 
 _FIGURES = ("top1", "top5", "agreement", "logit_sqnr")

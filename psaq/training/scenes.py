@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psaq.images.scenes import SIZE, render_scenes, scene_batch
-from psaq.models.micro.patch_classes import GRID
 from psaq.models.zoo import data_config
 from psaq.progress import progress_bar
+from psaq.training.patch_classes import GRID
 
 Images = Float[Tensor, "images 3 64 64"]
 

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 
 from psaq.errors import PsaqError
-from psaq.experiments.cells import Cell, CellStore, Result
 from psaq.files import read_record
 from psaq.quantization.recipes import RECIPES, Recipe
+from psaq.tables.cells import Cell, CellStore, Result
 from psaq.tasks.classification import Report
 
 CELL = Cell("vit_tiny.tag", "paper", "W4A8", "PSAQ", 2)

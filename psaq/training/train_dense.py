@@ -1,4 +1,4 @@
-"""Train a bundled segmenter or detector on scenes: ``python -m psaq.models.micro.train_dense --model micro_detector``.
+"""Train a bundled segmenter or detector on scenes: ``python -m psaq.training.train_dense --model micro_detector``.
 
 It starts from the bundled Swin's trained weights. Each step renders scenes that no other has seen.
 """
@@ -25,10 +25,11 @@ from psaq.images.scene_truths import SceneBoxes, ScenePixels, scene_masks
 from psaq.images.scenes import render_scenes
 from psaq.models.micro import MICRO_DENSE, micro_record, micro_weights
 from psaq.models.micro.dense import micro_dense
-from psaq.models.micro.train import HELD_OUT_SEED, cosine_schedule, tenths
-from psaq.models.micro.training_scenes import normalised
 from psaq.models.zoo import load_model
+from psaq.program import run_command
 from psaq.progress import progress_bar
+from psaq.training.scenes import normalised
+from psaq.training.train import HELD_OUT_SEED, cosine_schedule, tenths
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -147,6 +148,4 @@ def _boxes_loss(model: Any, images: Tensor, masks: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    from psaq.cli import run_command
-
     run_command(TrainDense)

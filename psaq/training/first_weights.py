@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psaq.models.micro.training_scenes import TrainingScenes, normalised
+from psaq.training.scenes import TrainingScenes, normalised
 
 
 def prepared(model: Any, scenes: TrainingScenes) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Train a bundled model on procedural scenes: ``python -m psaq.models.micro.train --model micro_vit``."""
+"""Train a bundled model on procedural scenes: ``python -m psaq.training.train --model micro_vit``."""
 
 import math
 import platform
@@ -18,11 +18,12 @@ from psaq.errors import PsaqError
 from psaq.files import save_tensors, write_json
 from psaq.images.scenes import CLASS_NAMES
 from psaq.models.micro import micro_architecture, micro_record, micro_weights
-from psaq.models.micro.first_weights import prepared
-from psaq.models.micro.patch_classes import PatchClassifier
-from psaq.models.micro.training_scenes import Batch, TrainingScenes, held_out_accuracy, normalised
 from psaq.models.zoo import build_model, named_source
+from psaq.program import run_command
 from psaq.progress import progress_bar
+from psaq.training.first_weights import prepared
+from psaq.training.patch_classes import PatchClassifier
+from psaq.training.scenes import Batch, TrainingScenes, held_out_accuracy, normalised
 
 HELD_OUT_SEED = 1_000_003
 """The seed of the scenes that the recorded accuracy is measured on."""
@@ -183,6 +184,4 @@ def _check(options: TrainMicro) -> None:
 
 
 if __name__ == "__main__":
-    from psaq.cli import run_command
-
     run_command(TrainMicro)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from psaq.images.rendering.shapes import SHAPES
+from psaq.rendering.shapes import SHAPES
 
 AXIS = np.linspace(-1.6, 1.6, 801)
 X, Y = np.meshgrid(AXIS, AXIS)

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from psaq.experiments.cells import Cell, Result
-from psaq.experiments.summary import markdown, mean_rows, write_cells
+from psaq.tables.cells import Cell, Result
+from psaq.tables.summary import markdown, mean_rows, write_cells
 from psaq.tasks.classification import Report
 
 

@@ -1,0 +1,1 @@
+"""How long models, layers and steps take, and how much memory."""

@@ -1,0 +1,84 @@
+"""How an exported model does in a runtime, beside the fake-quantised one and beside float32."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from psaq.choices import Runtime
+from psaq.models.answers import Answering
+from psaq.progress import progress_bar
+from psaq.quantization.deployment.onnx_graph import export_float_onnx
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, products, session
+from psaq.tasks.classification import logit_sqnr
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a runtime's model compares with the fake-quantised one, and with float32 in that runtime."""
+
+    runtime: str
+    images: int
+    agreement: float | None
+    """Images with the same most likely class, in percent; None of a model without classes."""
+    logit_sqnr: float
+    """In dB."""
+    milliseconds: float
+    """For one batch."""
+    float_milliseconds: float
+    """For the same batch with every quantisation point off."""
+    products: Products
+
+
+def check_onnx(
+    path: Path,
+    qmodel: nn.Module,
+    images: Images,
+    batch_size: int,
+    repeats: int,
+    part: str | None = None,
+    runtime: Runtime = ONNXRUNTIME,
+    *,
+    progress: bool = False,
+) -> Verdict:
+    """Run an exported model in a runtime on the CPU.
+
+    Raises:
+        PsaqError: the runtime is missing.
+    """
+    quantized = session(path, runtime)
+    with TemporaryDirectory() as folder:
+        export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
+        full = session(Path(folder) / "float.onnx", runtime)
+    batches = images.split(batch_size)
+    found = _answered(quantized, batches, runtime, progress)
+    answers = Answering((qmodel if part is None else qmodel.get_submodule(part)).cpu())
+    expected = _answered(answers, batches, "Fake-quantised", progress)
+    same = (found.argmax(1) == expected.argmax(1)).double()
+    agreement = 100 * same.mean().item() if answers.has_classes else None
+    taken, float_taken = (_milliseconds(run, batches[0], repeats) for run in (quantized, full))
+    ran = products(path, runtime, batches[0])
+    return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
+
+
+@torch.no_grad()
+def _answered(
+    answers: Callable[[Images], Tensor], batches: Sequence[Images], description: str, progress: bool
+) -> Tensor:
+    bar = progress_bar(batches, description=description, unit="batch", enabled=progress)
+    return torch.cat([answers(batch) for batch in bar])
+
+
+def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:
+    run(batch)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run(batch)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds)
