@@ -58,6 +58,10 @@ class Page:
         self._call("Page.navigate", url=file.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
 
+    def show_as(self, medium: str) -> None:
+        """Lay the page out for another medium: "print" or "screen"."""
+        self._call("Emulation.setEmulatedMedia", media=medium)
+
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from psaq.files import write_text
 from psaq.reports import sections
+from psaq.reports.chapters import chapters, result_pictures
 from psaq.runs import check_files, read_run
 
 REPORT_FILE = "report.html"
@@ -17,8 +18,9 @@ TEMPLATE = "report.html.jinja"
 def write_report(folder: Path | str) -> Path:
     """Write ``report.html`` beside a run's ``run.json``. Returns its path.
 
-    The page holds its pictures and styles, and asks no network for anything. It shows what the run recorded
-    (results, losses, errors by layer, sizes, pictures, configuration) and nothing else.
+    The page holds its pictures and styles, and asks no network for anything. It shows what the run recorded and nothing
+    else, in the order in which it is asked for: what was asked, what came of it, pictures, densities; configuration,
+    timings and versions are folded away.
 
     Raises:
         PsaqError: there is no run in the folder, or one of its files is damaged; no report is written then.
@@ -38,22 +40,16 @@ def _record(folder: Path) -> Mapping[str, Any]:
 def _contents(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     results = record.get("results") or {}
     rows = results.get("table") or []
-    sqnr = results.get("layer_sqnr") or {}
-    pictures = [
-        sections.accuracy_picture(rows) if rows else None,
-        *sections.found_pictures(folder),
-        *sections.losses_pictures(folder),
-        sections.layer_errors_picture(sqnr) if sqnr else None,
-    ]
     return {
         "title": f"psaq {record['command']}",
         "facts": sections.run_facts(record),
         "table": sections.result_table(rows) if rows else None,
-        "pictures": [picture for picture in pictures if picture is not None],
-        "verdicts": sections.density_verdicts(folder),
+        "summary": str(results.get("summary") or ""),
+        "scores": sections.other_results(results),
         "sizes": sections.model_sizes(results.get("sizes") or {}),
+        "result_pictures": list(result_pictures(results)),
+        "chapters": chapters(folder),
         "details": {
-            "Results": sections.other_results(results),
             "Configuration": sections.flat_config(record.get("config") or {}),
             "Timings": {step: sections.duration(time) for step, time in (record.get("timings") or {}).items()},
             "Versions": {name: str(version) for name, version in (record.get("versions") or {}).items()},

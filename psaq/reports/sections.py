@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from psaq.errors import PsaqError
 from psaq.files import read_json
-from psaq.reports.pictures import TITLES, Picture, drawn, found, titled
+from psaq.reports.pictures import TITLES, Picture, drawn, found
 from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure
 
 HISTORY = "history.csv"
@@ -23,7 +23,22 @@ SOURCES = {"Standard": "real", "Gaussian": "noise", "PSAQ": "generated"}
 """Table 1's words for where calibration images come from, and the colours' names for them."""
 WORDS = ("model", "recipe", "precision", "method")
 """The columns that are no numbers."""
-SHOWN_ELSEWHERE = ("table", "sizes", "layer_sqnr")
+MODEL_WIDE = {"fp_top1": "full precision {}%", "n": "{} images"}
+"""What is said once for a model where all its rows have the same."""
+ASKED = (
+    "precision",
+    "precisions",
+    "bits",
+    "recipe",
+    "recipes",
+    "methods",
+    "images",
+    "num_images",
+    "scenes",
+    "quantized",
+)
+"""The options that tell one run of a command from another at a glance."""
+SHOWN_ELSEWHERE = ("table", "sizes", "layer_sqnr", "summary")
 COLUMNS = {
     "model": "model",
     "recipe": "recipe",
@@ -37,15 +52,27 @@ COLUMNS = {
     "paper_top1": "published top-1",
     "n": "images",
 }
+UNITS = {"n": "", "logit_sqnr": "dB", **dict.fromkeys(("fp_top1", "top1", "top5", "agreement", "paper_top1"), "%")}
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One model's rows: text under the table's headings. ``note`` is what holds for all of them."""
+
+    name: str
+    note: str
+    rows: list[list[str]]
+    best: list[bool]
+    """Whether a row has the highest accuracy of its precision and recipe."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings. ``numeric`` tells which columns are numbers."""
+    """Rows by model under headings. ``numeric`` tells which columns are numbers."""
 
     headings: list[str]
-    rows: list[list[str]]
     numeric: list[bool]
+    groups: list[RowGroup]
 
 
 @dataclass(frozen=True)
@@ -58,25 +85,41 @@ class Size:
 
 
 def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """What stands at the top: what ran, from which seed, where, for how long."""
+    """What was asked: what ran, of which model, from which seed, where, for how long."""
     timings = record.get("timings") or {}
+    config = record.get("config") or {}
     facts = {
         "command": f"psaq {record['command']}",
-        "model": _model_name(record.get("config") or {}),
+        "model": _model_name(config),
+        **dict(_flat({name: config[name] for name in ASKED if config.get(name) is not None})),
         "seed": record.get("seed"),
         "device": record.get("device"),
         "time": duration(timings["total"]) if "total" in timings else "not finished",
     }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+    return {name.replace("_", " "): str(value) for name, value in facts.items() if value is not None}
 
 
 def result_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The run's accuracies, with their deviation over seeds and the published ones where they are known."""
-    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    """The run's accuracies by model, with their deviation over seeds and the published ones where they are known."""
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        models.setdefault(str(row.get("model", "")), []).append(row)
+    said_once = [name for name in MODEL_WIDE if all(_constant(name, group) for group in models.values())]
+    names = [
+        name for name in COLUMNS if name not in ("model", *said_once) and any(row.get(name) is not None for row in rows)
+    ]
     return Table(
-        headings=[COLUMNS[name] for name in names],
-        rows=[[_cell(name, row) for name in names] for row in rows],
+        headings=[_heading(name) for name in names],
         numeric=[name not in WORDS for name in names],
+        groups=[
+            RowGroup(
+                name=model,
+                note=", ".join(MODEL_WIDE[name].format(_cell(name, group[0])) for name in said_once),
+                rows=[[_cell(name, row) for name in names] for row in group],
+                best=_best(group),
+            )
+            for model, group in models.items()
+        ],
     )
 
 
@@ -101,7 +144,13 @@ def accuracy_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
             style,
         )
 
-    return drawn("Accuracy", "Top-1 by source of the calibration images, beside full precision.", draw)
+    return drawn(
+        "Accuracy",
+        "One row per model and precision, one dot per source of the calibration images: the nearer a dot to the bar, "
+        "which is full precision, the less was lost.",
+        draw,
+        shows="The table's accuracies as dots, beside full precision as a bar.",
+    )
 
 
 def places(folder: Path) -> dict[str, Path]:
@@ -115,7 +164,14 @@ def losses_pictures(folder: Path) -> Iterator[Picture]:
     for name, place in places(folder).items():
         if (place / HISTORY).exists():
             history = read_history(place / HISTORY)
-            yield drawn(titled("Losses", name), "Over the steps of the synthesis.", partial(losses_figure, history))
+            yield drawn(
+                "Losses",
+                "Over the steps of the synthesis, thick their mean over batches: the entropy rises, the losses fall, "
+                "and where they are level more steps change little.",
+                partial(losses_figure, history),
+                shows="One curve per loss over the steps of the synthesis.",
+                part=name,
+            )
 
 
 def read_history(file: Path) -> dict[str, Float[ndarray, "batches steps"]]:
@@ -137,8 +193,10 @@ def layer_errors_picture(sqnr: Mapping[str, Mapping[str, float | None]]) -> Pict
     values = {kind: np.array([_number(layer.get(kind)) for layer in sqnr.values()]) for kind in kinds}
     return drawn(
         "Quantisation error by layer",
-        "Signal-to-quantisation-noise ratio; further right is better.",
+        "How far each layer's weights and activations stand above their quantisation noise: further right is better, "
+        "10 dB are a tenth of the noise.",
         lambda style: layer_errors_figure(values, list(sqnr), style),
+        shows="One row per layer, one dot for its weights and one for its activations.",
     )
 
 
@@ -156,14 +214,9 @@ def found_pictures(folder: Path) -> list[Picture]:
     ]
 
 
-def density_verdicts(folder: Path) -> dict[str, str]:
-    """What the density curves say, source by source, where the run kept their numbers."""
-    return {
-        titled(source, name): verdict
-        for name, place in places(folder).items()
-        if (place / DENSITY).exists()
-        for source, verdict in _verdicts(place / DENSITY).items()
-    }
+def density_verdicts(folder: Path) -> dict[str, dict[str, str]]:
+    """What the density curves say: part of the run → source → verdict, where the run kept their numbers."""
+    return {name: _verdicts(place / DENSITY) for name, place in places(folder).items() if (place / DENSITY).exists()}
 
 
 def other_results(results: Mapping[str, Any]) -> dict[str, str]:
@@ -216,6 +269,19 @@ def _place(row: Mapping[str, Any]) -> str:
     return " ".join(str(row[name]) for name in ("model", "precision", "recipe") if name in row)
 
 
+def _constant(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all rows have the same number."""
+    return len({row.get(name) for row in rows}) == 1 and rows[0].get(name) is not None
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Whether each row has the highest accuracy of its place, where others of the place have less."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(_place(row), []).append(_number(row.get("top1")))
+    return [_number(row.get("top1")) == max(found[_place(row)]) > min(found[_place(row)]) for row in rows]
+
+
 def _source(row: Mapping[str, Any]) -> str:
     return SOURCES.get(row["method"], row["method"])
 
@@ -224,10 +290,14 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
     value = row.get(name)
     if value is None:
         return "–"
-    units = {"logit_sqnr": " dB", "n": "", **dict.fromkeys(WORDS, "")}
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
     deviation = row.get(f"{name}_std")
-    return f"{text}{'' if deviation is None else f' ± {deviation:.2f}'}{units.get(name, '%')}"
+    return text if deviation is None else f"{text} ± {deviation:.2f}"
+
+
+def _heading(name: str) -> str:
+    unit = UNITS.get(name)
+    return f"{COLUMNS[name]} ({unit})" if unit else COLUMNS[name]
 
 
 def _number(value: Any) -> float:

@@ -35,13 +35,13 @@ def test_a_synthesis_ends_with_its_page(small_model, tmp_path):
     Synthesize(synthesis=SynthesisConfig(num_images=2, steps=3), out=tmp_path).run()
     page = (tmp_path / "report.html").read_text()
     for title in ("Synthesised images", "From noise to image", "Patch-similarity density", "Losses"):
-        assert f'alt="{title}"' in page
+        assert f'alt="{title}. ' in page
     assert "not finished" not in page
 
 
 def test_a_quantisation_ends_with_its_page(small_model, tmp_path):
     Quantize(gaussian=True, num_images=2, precision="W4A8", out=tmp_path).run()
     page = (tmp_path / "report.html").read_text()
-    assert 'alt="Quantisation error by layer"' in page
+    assert 'alt="Quantisation error by layer. ' in page
     assert "float32" in page
     assert "quantised" in page

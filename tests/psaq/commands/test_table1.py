@@ -92,9 +92,9 @@ def test_the_run_is_recorded_and_reported(whole):
     assert gaussian["seeds"] == psaq["seeds"] == 2
     assert standard["top1_std"] is None
     page = (whole / "report.html").read_text()
-    assert f"{gaussian['top1']:.2f} ± {gaussian['top1_std']:.2f}%" in page
+    assert f"{gaussian['top1']:.2f} ± {gaussian['top1_std']:.2f}</td>" in page
     for title in ("Accuracy", "Synthesised images: micro_vit-seed0", "Patch-similarity density: micro_vit-seed0"):
-        assert f'alt="{title}"' in page
+        assert f'alt="{title}. ' in page
     assert "Made by `psaq" in (whole / "table.md").read_text()
 
 
