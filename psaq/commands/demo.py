@@ -12,9 +12,9 @@ class Demo:
     """Quantise the bundled models with no data and compare with calibration on real images and on noise."""
 
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
-    scenes: int = 1000
+    scenes: int = 600
     """Held-out scenes to evaluate on."""
-    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    precisions: tuple[str, ...] = ("W8A8", "W4A8", "W4A4")
     """Bits of weights and activations."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
