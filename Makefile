@@ -1,9 +1,10 @@
-# Two commands on a fresh machine: `make demo` and `make test`. `make fuzz` damages 10,000 files of each format.
+# Two commands on a fresh machine: `make demo` and `make test`. `make docs` builds the site, `make fuzz` damages 10,000
+# files of each format.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types unit fuzz format clean
+.PHONY: demo test lint types unit docs fuzz format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/psaq demo
@@ -20,6 +21,10 @@ types: $(VENV)/.installed-dev
 # A test file at a time on each core: a thread that waits must not keep a core from the others.
 unit: $(VENV)/.installed-dev .triton36/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# The pages of docs/ and the API reference, in site/.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=.:kernels:plots:tests $(BIN)/python tests/fuzz/campaign.py
@@ -38,7 +43,12 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev,dense,onnx,openvino,huggingface,transformers]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,dense,docs,onnx,openvino,huggingface,transformers]"
+	touch $@
+
+# What the extra `docs` names, alone: the reference is read from the sources, without torch.
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"
 	touch $@
 
 # The oldest Triton that the kernels must compile under, beside the environment's own.
@@ -47,4 +57,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .triton36 build *.egg-info runs
+	rm -rf $(VENV) .triton36 build *.egg-info runs site

@@ -30,7 +30,8 @@ def layer_norm_quantize(
 
     Args:
         x: (..., channels), float32, float16 or bfloat16, any strides.
-        weight, bias: (channels,).
+        weight: (channels,).
+        bias: (channels,).
         output: how the result is quantised.
         eps: added to the variance, positive.
         backend: "triton", "torch", or None for the best that can run.

@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from psaq_plots.style import Style
 
 FORMATS = (".png", ".svg", ".pdf")
+"""The endings of files that a figure is written to."""
 
 # Fonts travel inside the file: TrueType in PDF, outlines in SVG. No date, and ids that do not vary: the same
 # figure is the same file.

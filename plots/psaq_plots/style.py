@@ -56,6 +56,7 @@ DARK = Style(
 )
 TALK = Style("talk", width=10.0, font_size=14.0, scale=2.2, dpi=150)
 STYLES: dict[str, Style] = {style.name: style for style in (PAPER, DARK, TALK)}
+"""Name → look, of paper, screens and talks."""
 
 
 def find_style(style: str | Style) -> Style:

@@ -30,7 +30,8 @@ def describe(
 
     Args:
         image_size: height and width in pixels; one number stands for both.
-        mean, std: how pixels in [0, 1] are normalised, a value per channel or one for all.
+        mean: what is subtracted from pixels in [0, 1], a value per channel or one for all.
+        std: what the difference is divided by, likewise.
         takes: what the model is called with: a "batch" (images, channels, height, width), a "list" of images, or
             "pixel_values" by that name.
         task: what the model is for: "classification", "segmentation", "detection" or "features".
