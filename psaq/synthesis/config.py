@@ -13,8 +13,11 @@ Start = Literal["natural", "white"]
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """Options of the synthesis. `paper` is the authors' schedule; the default was chosen by what images of a
-    DeiT-Tiny are worth for their time (psaq/experiments/results/image_ablation_deit_tiny.csv)."""
+    """Options of the synthesis.
+
+    `paper` is the authors' schedule; the default was chosen by what images of a DeiT-Tiny are worth for their time
+    (psaq/experiments/results/image_ablation_deit_tiny.csv).
+    """
 
     num_images: int = 32
     """How many images to make."""

@@ -119,6 +119,14 @@ def test_every_name_in_the_text_exists():
         assert re.search(rf"^{extra} = \[", PROJECT, flags=re.MULTILINE), extra
 
 
+def test_every_identifier_that_contributors_are_told_of_exists():
+    folders = ("psaq", "kernels", "plots", "tests")
+    sources = "\n".join(file.read_text(encoding="utf-8") for name in folders for file in (ROOT / name).rglob("*.py"))
+    named = set(re.findall(r"`(?:\w+\.)*(\w+)`", PAGES["CONTRIBUTING.md"]))
+    assert len(named) > 40
+    assert named <= set(re.findall(r"\w+", sources))
+
+
 def test_every_page_is_in_the_site_and_the_readme_is_short():
     there = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").rglob("*.md")}
     assert there <= {*SITE}
