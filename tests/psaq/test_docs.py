@@ -148,4 +148,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
         page = (tmp_path / "api" / f"{package.__name__}.html").read_text(encoding="utf-8")
         missing = [name for name in package.__all__ if f'id="{package.__name__}.{name}"' not in page]
         assert not missing, f"without a docstring: {missing}"
+    assert (tmp_path / "examples" / "fig3.py").exists()
     assert "fonts.googleapis" not in (tmp_path / "index.html").read_text(encoding="utf-8"), "a font is fetched"
