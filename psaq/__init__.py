@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from psaq.density import DensityCurves, patch_similarity_density
     from psaq.errors import PsaqError
     from psaq.evaluation import evaluate
+    from psaq.evolution import EvolutionConfig, evolve
     from psaq.images.batches import gaussian_images
     from psaq.images.coco import coco
     from psaq.images.imagenet import imagenet
@@ -35,6 +36,7 @@ _HOMES = {
     "psaq.density": ("DensityCurves", "patch_similarity_density"),
     "psaq.errors": ("PsaqError",),
     "psaq.evaluation": ("evaluate",),
+    "psaq.evolution": ("EvolutionConfig", "evolve"),
     "psaq.images.batches": ("gaussian_images",),
     "psaq.images.coco": ("coco",),
     "psaq.images.imagenet": ("imagenet",),
@@ -63,6 +65,7 @@ __all__ = [
     "CapturedModel",
     "DensityCurves",
     "DetectionReport",
+    "EvolutionConfig",
     "IntegerModel",
     "LayerSensitivity",
     "PsaqError",
@@ -79,6 +82,7 @@ __all__ = [
     "describe",
     "draw_predictions",
     "evaluate",
+    "evolve",
     "gaussian_images",
     "imagenet",
     "left_out",

@@ -5,6 +5,9 @@ from typing import Literal
 TaskName = Literal["classification", "segmentation", "detection", "features"]
 """What a model may be for."""
 
+Measure = Literal["divergence", "distance"]
+"""Of disagreement: the divergence of what is told apart and relative squared errors, or V2's mean distance."""
+
 Heads = Literal["mean", "separate"]
 """Heads averaged into one feature per patch (the authors' way), or kept apart."""
 

@@ -11,6 +11,10 @@ COMMANDS = {
     "demo": ("psaq.commands.demo:Demo", "quantise the bundled models end to end, with a table and pictures"),
     "synthesize": ("psaq.commands.synthesize:Synthesize", "make calibration images from a model alone"),
     "quantize": ("psaq.commands.quantize:Quantize", "quantise a model on calibration images"),
+    "evolve": (
+        "psaq.commands.evolve:Evolve",
+        "let images and quantised model teach each other: fewer bits, no data",
+    ),
     "sensitivity": (
         "psaq.commands.sensitivity:MeasureSensitivity",
         "measure what quantising each layer alone costs",

@@ -9,6 +9,7 @@ from psaq_plots.density import density_figure
 from psaq_plots.layer_errors import layer_errors_figure
 from psaq_plots.losses import losses_figure
 from psaq_plots.predictions import DrawnBoxes, boxes_figure, pixels_figure
+from psaq_plots.rounds import rounds_figure
 from psaq_plots.samples import film_figure, samples_figure
 from psaq_plots.sensitivity import sensitivity_figure
 from psaq_plots.similarity import similarity_figure
@@ -29,6 +30,7 @@ __all__ = [
     "layer_errors_figure",
     "losses_figure",
     "pixels_figure",
+    "rounds_figure",
     "samples_figure",
     "save_figure",
     "sensitivity_figure",

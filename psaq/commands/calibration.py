@@ -1,4 +1,4 @@
-"""What every command that calibrates asks for: a model, a recipe's bits, and images or none."""
+"""What every command that quantises asks for: a model, a recipe's bits; and, to calibrate, images or none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Calibrating:
-    """Base of the commands that calibrate."""
+class Quantising:
+    """Base of the commands that quantise."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     precision: str = "W8A8"
@@ -36,16 +36,6 @@ class Calibrating:
     override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Other bits for some layers, "blocks.*.mlp.fc2=W8A8", or none, "head=float"; may be given several times, the first
     that fits counts."""
-    images: Path | None = None
-    """Calibrate on these: a run of ``psaq synthesize``, or a folder of real pictures."""
-    gaussian: bool = False
-    """Calibrate on noise."""
-    num_images: int = 32
-    """How many calibration images; of a folder, the first in sorted path order."""
-    crop_pct: float | None = None
-    """For real pictures: part of the resized side that the centre crop keeps; by default the model's own."""
-    seed: int = 0
-    """Of noise or synthesis."""
     out: Path | None = None
     """The run's folder; by default runs/COMMAND-MODEL-PRECISION."""
 
@@ -64,15 +54,31 @@ class Calibrating:
         """Where the run goes."""
         return self.out or Path("runs") / f"{command}-{self.model.label}-{self.precision}"
 
+    def config(self) -> Mapping[str, object]:
+        """What the run's record keeps: every option but the place."""
+        return {name: value for name, value in vars(self).items() if name != "out"}
+
+
+@dataclass(frozen=True)
+class Calibrating(Quantising):
+    """Base of the commands that calibrate."""
+
+    images: Path | None = None
+    """Calibrate on these: a run of ``psaq synthesize``, or a folder of real pictures."""
+    gaussian: bool = False
+    """Calibrate on noise."""
+    num_images: int = 32
+    """How many calibration images; of a folder, the first in sorted path order."""
+    crop_pct: float | None = None
+    """For real pictures: part of the resized side that the centre crop keeps; by default the model's own."""
+    seed: int = 0
+    """Of noise or synthesis."""
+
     def check(self, model: "nn.Module", recipe: Recipe) -> None:
         """Raise PsaqError for whatever can be seen to be wrong before the folder is made and images are synthesised."""
         from psaq.commands.work.calibration import check
 
         check(self, model, recipe)
-
-    def config(self) -> Mapping[str, object]:
-        """What the run's record keeps: every option but the place."""
-        return {name: value for name, value in vars(self).items() if name != "out"}
 
     def calibration_images(self, model: "nn.Module", folder: Path) -> "CalibrationImages":
         """The images asked for; without a word on them, synthesised into ``folder``."""

@@ -44,6 +44,13 @@ def plot_film(images: SyntheticImages, model: nn.Module, style: str | Style = "p
     return film_figure(_last_colours(images.film), _film_steps(images), captions or None, style)
 
 
+def plot_strip(strip: UInt8[Tensor, "rounds images 3 height width"], file: Path) -> None:
+    """Write a picture of the first new images of every round of an evolution: a row per round."""
+    captions = [f"round {number}" for number in range(1, len(strip) + 1) for _ in range(strip.shape[1])]
+    figure = samples_figure(_last_colours(strip.flatten(0, 1)), captions, strip.shape[1])
+    write_whole(file, partial(save_figure, figure))
+
+
 def draw_run(images: SyntheticImages, model: nn.Module, folder: Path) -> None:
     """Write ``samples.png`` and, where the synthesis kept frames, ``film.png`` of a run into its folder."""
     figures = {"samples.png": plot_generated(choose_images(images, model, count=16), model)}

@@ -40,19 +40,32 @@ class Answering:
     def with_output(self, images: Images) -> tuple[Any, Answers]:
         """The model's own output, and its numbers, none where its heads run for one image after the other. Raises
         PsaqError as `__call__`."""
+        output, parts = self.with_parts(images)
+        if len(parts) == 1 and parts[0].ndim == 2:
+            return output, parts[0]
+        rows = [part.flatten(1).float() for part in parts]
+        return output, torch.cat(rows, 1) if rows else torch.zeros(len(images), 0)
+
+    def with_parts(self, images: Images) -> tuple[Any, list[Tensor]]:
+        """The model's own output, and the tensors that its answer is made of, as it shapes them, each with a row for
+        each image. Raises PsaqError as `__call__`."""
         if takes(self.model) == "list":
             return self._of_heads(images)
         output = run(self.model, images)
+        return output, self.parts_of(output, len(images))
+
+    def parts_of(self, output: Any, images: int) -> list[Tensor]:
+        """The tensors in an output that hold a row for each of so many images. Raises PsaqError where none does."""
         logits = logits_of(output)
         if logits is not None:
-            return output, logits
+            return [logits]
         self.has_classes = False
-        rows = [tensor.flatten(1) for tensor in tensors_of(output) if tensor.ndim and len(tensor) == len(images)]
-        if not rows:
+        parts = [tensor for tensor in tensors_of(output) if tensor.ndim and len(tensor) == images]
+        if not parts:
             raise PsaqError(f"{type(self.model).__name__}: its output holds no tensor with a row for each image")
-        return output, torch.cat([row.float() for row in rows], 1)
+        return parts
 
-    def _of_heads(self, images: Images) -> tuple[Any, Answers]:
+    def _of_heads(self, images: Images) -> tuple[Any, list[Tensor]]:
         if self._heads is None:
             self._heads = _heads(self._body, images[0][None])
         emitted: list[Tensor] = []
@@ -66,8 +79,7 @@ class Answering:
             for handle in handles:
                 handle.remove()
         # What looks at proposals, as a second stage does, has rows for those, as many as the first has chosen.
-        rows = [numbers.flatten(1).float() for numbers in takewhile(lambda each: len(each) == len(images), emitted)]
-        return output, torch.cat(rows, 1) if rows else torch.zeros(len(images), 0)
+        return output, list(takewhile(lambda each: len(each) == len(images), emitted))
 
 
 def head_layers(seen: Trace) -> list[str]:

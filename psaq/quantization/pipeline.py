@@ -66,7 +66,7 @@ def quantize(
     calibrate(qmodel, batches, recipe, progress)
     qmodel.psaq_recipe = recipe  # type: ignore[assignment]
     _remember_origin(qmodel, model, batches[0])
-    return own_way_to_save(qmodel if _type_of(qmodel) == _type_of(model) else qmodel.to(_type_of(model)))
+    return own_way_to_save(in_type_of(model, qmodel))
 
 
 def left_out(qmodel: nn.Module) -> dict[str, str]:
@@ -198,6 +198,11 @@ def _remember_origin(qmodel: nn.Module, model: nn.Module, images: Tensor) -> Non
     if find_data(model) is None:
         size = (images.shape[-2], images.shape[-1])
         qmodel.psaq_data = imagenet_format(size, images.shape[1])  # type: ignore[assignment]
+
+
+def in_type_of(model: nn.Module, qmodel: nn.Module) -> nn.Module:
+    """``qmodel``, which is quantised in float32 at least, in the type of the model that it was."""
+    return qmodel if _type_of(qmodel) == _type_of(model) else qmodel.to(_type_of(model))
 
 
 def _type_of(model: nn.Module) -> torch.dtype:

@@ -35,6 +35,7 @@ def chapters(folder: Path) -> list[Chapter]:
     shown = [picture for picture in found if picture.stem not in DENSITIES]
     densities = [picture for picture in found if picture.stem in DENSITIES]
     everything = [
+        Chapter("Round by round", _groups(sections.rounds_pictures(folder), {})),
         Chapter("Pictures", _groups([*shown, *sections.losses_pictures(folder)], {})),
         Chapter("Patch-similarity densities", _groups(densities, sections.density_verdicts(folder))),
     ]

@@ -32,6 +32,11 @@ TITLES = {
         "that it shows it (Fig. 2).",
         "A grid of synthesised images, each above its class and the model's confidence.",
     ),
+    "strip": Kind(
+        "New images by round",
+        "The first new images of every round: of all that are diverse, those on which both models disagreed most.",
+        "A grid of synthesised images, a row for each round.",
+    ),
     "film": Kind(
         "From noise to image",
         "Each row is one image, from the noise it started as, on the left, to the last step, on the right.",

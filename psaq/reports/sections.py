@@ -15,7 +15,7 @@ from numpy import ndarray
 from psaq.errors import PsaqError
 from psaq.files import read_json
 from psaq.reports.pictures import TITLES, Picture, drawn, found
-from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure
+from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure, rounds_figure
 
 HISTORY = "history.csv"
 DENSITY = "density.json"
@@ -38,6 +38,15 @@ ASKED = (
     "quantized",
 )
 """The options that tell one run of a command from another at a glance."""
+ROUNDS = "rounds.csv"
+ROUND_FIGURES = {
+    "disagreement": "disagreement, images kept aside",
+    "agreement": "agreement on these (%)",
+    "student_loss": "student's loss",
+    "image_loss": "new images' loss",
+    "entropy": "new images' entropy (nats)",
+}
+"""Columns of an evolution's table → what they are called."""
 SHOWN_ELSEWHERE = ("table", "sizes", "layer_sqnr", "summary")
 COLUMNS = {
     "model": "model",
@@ -172,6 +181,32 @@ def losses_pictures(folder: Path) -> Iterator[Picture]:
                 shows="One curve per loss over the steps of the synthesis.",
                 part=name,
             )
+
+
+def rounds_pictures(folder: Path) -> Iterator[Picture]:
+    """What became of an evolution, where the run was one. Raises PsaqError where its table is damaged."""
+    file = folder / ROUNDS
+    if not file.exists():
+        return
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        columns = {title: _column(rows, name) for name, title in ROUND_FIGURES.items()}
+        figures = {title: values for title, values in columns.items() if np.isfinite(values).any()}
+        best = int(np.nanargmin(columns[ROUND_FIGURES["disagreement"]]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PsaqError(f"{file}: is damaged ({error}); remove it, or run again") from error
+    yield drawn(
+        "What every round came to",
+        "Round 0 is the recipe's own result; the dotted line marks the round that was kept, of the least disagreement.",
+        lambda style: rounds_figure(figures, best, style),
+        shows="Panels over the rounds: disagreement, agreement, losses and entropy.",
+    )
+
+
+def _column(rows: Sequence[Mapping[str, str]], name: str) -> Float[np.ndarray, "rows"]:
+    """A column of numbers; NaN where a row has none."""
+    return np.array([float(row[name] or "nan") for row in rows])
 
 
 def read_history(file: Path) -> dict[str, Float[ndarray, "batches steps"]]:

@@ -1,21 +1,23 @@
 """The optimisation loop (Li et al. 2022, section 3): Adam on pixels from Gaussian noise."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
+from psaq.images.batches import Images
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
 from psaq.models.borrowing import borrowed
@@ -90,14 +92,27 @@ def synthesize_all(
     return [run.result(list(islice(results, len(run.batch_sizes)))) for run in runs]
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What images are made for: diverse patches, and whatever else is asked of them."""
+
+    entropy_weight: float = 1.0
+    """Of the patch-similarity entropy."""
+    further_loss: Callable[[Images, Any], Float[Tensor, ""]] | None = None
+    """What is minimised as well, of the images as the model takes them and of its output."""
+
+
 class Synthesis:
     """What stays fixed during a run: the model, the configuration and what follows from both."""
 
-    def __init__(self, model: nn.Module, config: SynthesisConfig, checkpoint: Path | None = None):
+    def __init__(
+        self, model: nn.Module, config: SynthesisConfig, checkpoint: Path | None = None, aim: Aim | None = None
+    ):
         self.model = model = unwrapped(model)
         self.classes = _classes(model)
         self.config = replace(config, class_weight=self._class_weight(config))
         self.checkpoint = checkpoint
+        self.aim = aim or Aim()
         self.taken: DataConfig = data_config(model)
         self.data: DataConfig = network_data(model)  # what the steps' size and the smoothness are made for
         like = next(model.parameters())
@@ -191,13 +206,17 @@ class Synthesis:
     def _losses(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> Mapping[str, Tensor]:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
+        shown = renormalised(jittered, self.data, self.taken).to(self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
-            output = run(recorder.model, renormalised(jittered, self.data, self.taken).to(self.dtype))
+            output = run(recorder.model, shown)
+            further = None if self.aim.further_loss is None else self.aim.further_loss(shown, output)
         entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
         class_loss = self._class_loss(output, batch)
         rough = smoothness_loss if config.smoothness == "sound" else reference_smoothness_loss
         smooth = rough(jittered, self._target_variation(index))
-        loss = -entropy + (config.class_weight or 0.0) * class_loss + config.smoothness_weight * smooth
+        loss = -self.aim.entropy_weight * entropy
+        loss = loss + (config.class_weight or 0.0) * class_loss + config.smoothness_weight * smooth
+        loss = loss if further is None else loss + further
         return {"entropy": entropy, "class_loss": class_loss, "smoothness_loss": smooth, "loss": loss}
 
     def _class_loss(self, output: Any, batch: BatchState) -> Tensor:

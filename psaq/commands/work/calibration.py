@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from psaq.commands.calibration import Calibrating
 from psaq.errors import PsaqError
@@ -41,10 +41,15 @@ def calibration_images(options: Calibrating, model: nn.Module, folder: Path) -> 
     if options.images is None:
         config = SynthesisConfig(num_images=options.num_images, seed=options.seed)
         return synthesize_into(folder, model, config, progress=True)
-    if _is_synthesised(options.images):
-        return normalised_for(model, load_images(options.images))[: options.num_images]
-    files, whole = picture_files([options.images])[: options.num_images], isinstance(task_of(model), DenseTask)
-    return load_pictures(files, model, crop_pct=options.crop_pct, whole=whole)
+    return images_in(options.images, model, options.num_images, options.crop_pct)
+
+
+def images_in(place: Path, model: nn.Module, count: int | None = None, crop_pct: float | None = None) -> Tensor:
+    """The images of a run of ``psaq synthesize``, or a folder's real pictures, the first in sorted path order."""
+    if _is_synthesised(place):
+        return normalised_for(model, load_images(place))[:count]
+    files, whole = picture_files([place])[:count], isinstance(task_of(model), DenseTask)
+    return load_pictures(files, model, crop_pct=crop_pct, whole=whole)
 
 
 def _is_synthesised(images: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Training a quantised model for a moment, so that it answers as it did in full precision.
+"""Training a quantised model so that it answers as it did in full precision.
 
 Distillation from the model into its quantised self (PSAQ-ViT V2: Li et al. 2023; features: Romero et al. 2015), through
 the quantisers by straight-through gradients. Weights move between levels, steps and ranges, biases and LayerNorms
@@ -8,23 +8,42 @@ to the answer.
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.choices import Measure, TaskName
 from psaq.models.answers import Answering
+from psaq.models.features import PatchFeatureRecorder
 from psaq.progress import progress_bar
 from psaq.quantization.model.walk import blocks
+from psaq.quantization.passes.disagreement import disagreement, feature_disagreement
 from psaq.quantization.passes.training import trained
 
-Images = Float[Tensor, "images 3 height width"]
-Logits = Float[Tensor, "images classes"]
+Images = Float[Tensor, "images channels height width"]
 
-_IMAGES = 8  # per step
 _SHIFT = 1 / 15  # of the image's side, at most: as far as synthesis moves its images
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is to learn from its teacher."""
+
+    task: TaskName | None = None
+    """What both answer with; where it is not told, classes or features, as their output shows."""
+    measure: Measure = "divergence"
+    """Of the answers' disagreement."""
+    block_weight: float = 1.0
+    """Of the disagreement in what every block emits."""
+    attention_weight: float = 0.0
+    """Of the disagreement in what attention makes of its values, in every head of every layer."""
+    images: int = 8
+    """Per step."""
+    seed: int = 0
+    """Which images come when, and how they are moved."""
 
 
 def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool = False) -> None:
@@ -41,54 +60,90 @@ def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, 
     Raises:
         PsaqError: the loss became NaN or infinite.
     """
-    before, error = copy.deepcopy(qmodel.state_dict()), answer_error(qmodel, reference, images)
-    _train(qmodel, reference, images, steps, progress)
-    if not answer_error(qmodel, reference, images) < error:
+    lesson = Lesson()
+    before, error = copy.deepcopy(qmodel.state_dict()), answer_error(qmodel, reference, images, lesson)
+    teach(qmodel, reference, images, steps, lesson, progress)
+    if not answer_error(qmodel, reference, images, lesson) < error:
         qmodel.load_state_dict(before)
 
 
+def teach(
+    student: nn.Module, teacher: nn.Module, images: Images, steps: int, lesson: Lesson, progress: bool = False
+) -> list[float]:
+    """Train ``student`` on images that are shifted and flipped anew at every step; weights end on the grid.
+
+    Args:
+        teacher: the same model in full precision, rescaled alike.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        PsaqError: the loss became NaN or infinite.
+    """
+    draw = torch.Generator().manual_seed(lesson.seed)
+    chosen, losses = _draws(len(images), draw), []
+    pair = _Pair(student, teacher, images[:1], lesson)
+    with pair.watched(), trained(student, steps, "the whole model") as step:
+        for _ in progress_bar(range(steps), description="Distilling", unit="step", enabled=progress):
+            loss = pair.loss(_moved(images[[next(chosen) for _ in range(lesson.images)]], draw))
+            step(loss)
+            losses.append(loss.detach())
+    return torch.stack(losses).tolist() if losses else []
+
+
 @torch.no_grad()
-def answer_error(qmodel: nn.Module, reference: nn.Module, images: Images) -> float:
-    """The mean of `answer_loss` over the images."""
-    parts = images.split(_IMAGES)
-    student, teacher = Answering(qmodel), Answering(reference)
-    losses = [answer_loss(student(part), teacher(part), student.has_classes) * len(part) for part in parts]
+def answer_error(student: nn.Module, teacher: nn.Module, images: Images, lesson: Lesson) -> float:
+    """The disagreement of two models' answers, its mean over the images."""
+    answers = _Answers(student, teacher, lesson)
+    losses = [answers.disagreement(part) * len(part) for part in images.split(lesson.images)]
     return float(torch.stack(losses).sum()) / len(images)
 
 
-def _train(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool) -> None:
-    draw = torch.Generator().manual_seed(0)
-    student, teacher = Answering(qmodel), Answering(reference)
-    chosen = _draws(len(images), draw)
-    names = blocks(qmodel, images[:1]).names
-    emitted, wanted = _Emitted(qmodel, names), _Emitted(reference, names)
-    with emitted.watched(), wanted.watched(), trained(qmodel, steps, "the whole model") as step:
-        for _ in progress_bar(range(steps), description="Distilling", unit="step", enabled=progress):
-            shown = _moved(images[[next(chosen) for _ in range(_IMAGES)]], draw)
-            with torch.no_grad():
-                answer = teacher(shown)
-            loss = answer_loss(student(shown), answer, student.has_classes)
-            step(loss + feature_loss(emitted.take(), wanted.take()))
+class _Answers:
+    """What two models answer."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, lesson: Lesson):
+        self.student, self.teacher, self.lesson = Answering(student), Answering(teacher), lesson
+
+    def disagreement(self, images: Images) -> Float[Tensor, ""]:
+        with torch.no_grad():
+            wanted = self.teacher.with_parts(images)[1]
+        answers = self.student.with_parts(images)[1]
+        task = self.lesson.task or ("classification" if self.student.has_classes else "features")
+        return disagreement(answers, wanted, task, self.lesson.measure)
 
 
-def answer_loss(logits: Logits, wanted: Logits, has_classes: bool = True) -> Float[Tensor, ""]:
-    """Kullback–Leibler divergence of the classes' probabilities, in nats, where there are any, and the answers'
-    relative squared error."""
-    if not has_classes:
-        return relative_error(logits, wanted)
-    divergence = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-    return divergence + relative_error(logits, wanted)
+class _Pair:
+    """A student and its teacher, and what both emit on the way to their answers."""
 
+    def __init__(self, student: nn.Module, teacher: nn.Module, image: Images, lesson: Lesson):
+        names = blocks(student, image).names if lesson.block_weight else ()
+        models = (student, teacher)
+        self.answers, self.lesson = _Answers(student, teacher, lesson), lesson
+        self.emitted = [_Emitted(model, names) for model in models]
+        watched = models if lesson.attention_weight else ()
+        self.recorders = [PatchFeatureRecorder(model, "separate", images=image) for model in watched]
 
-def feature_loss(features: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:
-    """The blocks' relative squared errors, their mean."""
-    errors = [relative_error(*pair) for pair in zip(features, wanted, strict=True)]
-    return torch.stack(errors).mean() if errors else torch.zeros(())
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for emitted in self.emitted:
+                stack.enter_context(emitted.watched())
+            for recorder in self.recorders:
+                stack.enter_context(recorder.attached())
+            yield
 
-
-def relative_error(x: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Mean squared error over the variance of what is wanted."""
-    return (x - wanted).square().mean() / wanted.var().clamp(min=torch.finfo(wanted.dtype).tiny)
+    def loss(self, images: Images) -> Float[Tensor, ""]:
+        """Answers', blocks' and attention's disagreement, weighed."""
+        loss = self.answers.disagreement(images)
+        if self.lesson.block_weight:
+            features, wanted = (emitted.take() for emitted in self.emitted)
+            loss = loss + self.lesson.block_weight * feature_disagreement(features, wanted)
+        if self.recorders:
+            features, wanted = (recorder.features for recorder in self.recorders)
+            loss = loss + self.lesson.attention_weight * feature_disagreement(features, wanted)
+        return loss
 
 
 class _Emitted:

@@ -11,7 +11,8 @@ import psaq
 from psaq.images.held_out import calibration_scenes
 from psaq.quantization.model.layers import QuantLinear
 from psaq.quantization.passes import training
-from psaq.quantization.passes.distillation import answer_error, answer_loss, distil
+from psaq.quantization.passes.disagreement import disagreement
+from psaq.quantization.passes.distillation import Lesson, answer_error, distil
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
@@ -23,10 +24,10 @@ def test_answers_come_closer_or_the_model_stays_as_it_was(name):
     model = psaq.load_model(name)
     images = calibration_scenes(model, 16)
     qmodel = quantize(model, images, RECIPE)
-    before, state = answer_error(qmodel, model, images), copy.deepcopy(qmodel.state_dict())
+    before, state = answer_error(qmodel, model, images, Lesson()), copy.deepcopy(qmodel.state_dict())
     distil(qmodel, model, images, steps=30)
     kept = all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
-    assert kept or answer_error(qmodel, model, images) < before
+    assert kept or answer_error(qmodel, model, images, Lesson()) < before
 
 
 def test_a_model_that_was_disturbed_finds_back():
@@ -37,10 +38,10 @@ def test_a_model_that_was_disturbed_finds_back():
         for name, parameter in qmodel.named_parameters():
             if name.endswith("norm1.bias"):
                 parameter += 0.5
-    before = answer_error(qmodel, model, images), answer_error(qmodel, model, others)
+    before = answer_error(qmodel, model, images, Lesson()), answer_error(qmodel, model, others, Lesson())
     distil(qmodel, model, images, steps=60)
-    assert answer_error(qmodel, model, images) < 0.7 * before[0]
-    assert answer_error(qmodel, model, others) < 0.9 * before[1], "also on images that it was not trained on"
+    assert answer_error(qmodel, model, images, Lesson()) < 0.7 * before[0]
+    assert answer_error(qmodel, model, others, Lesson()) < 0.9 * before[1], "also on images that it was not trained on"
 
 
 def test_training_that_does_harm_is_undone(vit, monkeypatch):
@@ -64,8 +65,9 @@ def test_the_loss_is_the_divergence_and_the_relative_error():
     p, q = wanted.softmax(1), logits.softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
     expected = divergence + F.mse_loss(logits, wanted) / wanted.var()
-    assert answer_loss(logits, wanted).item() == pytest.approx(expected.item(), rel=1e-12)
-    assert answer_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-12)
+    found = disagreement([logits], [wanted], "classification")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert disagreement([wanted], [wanted], "classification").item() == pytest.approx(0, abs=1e-12)
 
 
 def test_weights_end_on_their_grids_and_nothing_requires_a_gradient(vit):

@@ -1,0 +1,137 @@
+"""How to evolve: rounds, the two turns of each, what is weighed against what."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from psaq.choices import Measure, TaskName
+from psaq.errors import PsaqError
+from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.config import Start
+
+_AT_LEAST_ONE = ("rounds", "num_images", "image_steps", "pool", "kept_aside", "steps", "batch_size")
+_WEIGHTS = (
+    "entropy_weight",
+    "disagreement_weight",
+    "smoothness_weight",
+    "class_weight",
+    "block_weight",
+    "attention_weight",
+)
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Options of `psaq.evolve`. The default takes from later work what helps by measurement
+    (psaq/experiments/results/evolution_ablation.csv); `paper` is V2 as it is described.
+
+    Raises:
+        PsaqError: a field that is not what its comment says, named with what it may be.
+    """
+
+    rounds: int = 4
+    """Rounds, each of two turns: new images, then the student learns from all there are."""
+    minutes: float | None = None
+    """A time budget in place of the rounds: as many as fit, by how long the first took, and at least that one."""
+    task: TaskName | None = None
+    """What the models answer with, and so how far two answers are apart; found from the model where it is not told."""
+    seed: int = 0
+    """Everything that is drawn follows from it."""
+    num_images: int = 32
+    """Images to start from, and new ones every round."""
+    image_steps: int = 25
+    """Of the images' turn."""
+    start: Start = "natural"
+    """What images start from: noise with the spectrum of photographs, or white noise."""
+    entropy_weight: float = 1.0
+    """New images: of their patch-similarity entropy, which is maximised."""
+    disagreement_weight: float = 1.0
+    """New images: of teacher's and student's disagreement, which is maximised; 0 leaves the student out."""
+    smoothness_weight: float = 0.05
+    """New images: of the distance from the target total variation."""
+    class_weight: float = 0.0
+    """New images: of the cross-entropy to a label drawn for each; V2 has no class anywhere."""
+    refresh: bool = True
+    """Make new images every round; without it those of the first remain."""
+    pool: int = 128
+    """The most images that the student learns from: beyond, the oldest give way to new ones."""
+    kept_aside: int = 32
+    """Images on which rounds are judged; synthesised, and never learned from."""
+    steps: int = 100
+    """Of the student's turn."""
+    batch_size: int = 8
+    """Images of each such step."""
+    measure: Measure = "divergence"
+    """Of disagreement: divergence and relative errors, or V2's mean distance."""
+    block_weight: float = 1.0
+    """Student: of the disagreement in what every block emits."""
+    attention_weight: float = 0.0
+    """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
+    reconstruction_steps: int = 0
+    """Student: steps for which each block is trained by itself before the first round."""
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            _require(_is_whole(getattr(self, name), 1), name, getattr(self, name), "a whole number, at least 1")
+        for name in _WEIGHTS:
+            _require(_is_weight(getattr(self, name)), name, getattr(self, name), "a finite number, at least 0")
+        steps, minutes = self.reconstruction_steps, self.minutes
+        _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
+        _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
+        for name, choices in (("measure", Measure), ("task", TaskName | None)):
+            _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")
+
+    @classmethod
+    def paper(cls, **options: Any) -> "EvolutionConfig":
+        """As V2 describes it: short cycles of the two turns, the outputs' mean distance alone, no class anywhere.
+
+        Args:
+            **options: any field, to depart from it by name.
+        """
+        config = cls(rounds=20, steps=20, start="white", measure="distance", block_weight=0.0)
+        return replace(config, **options)
+
+    @property
+    def synthesis(self) -> SynthesisConfig:
+        """How the first images and those kept aside are made, and new ones but for the disagreement."""
+        return SynthesisConfig(
+            num_images=self.num_images,
+            seed=self.seed,
+            start=self.start,
+            steps=self.image_steps,
+            class_weight=self.class_weight,
+            smoothness_weight=self.smoothness_weight,
+        )
+
+    def passes(self, rounds: int) -> dict[str, float]:
+        """What so many rounds cost, by turn, in forward-and-backward passes of one image through the full-precision
+        model: a forward pass counts a third of one, the student as much as its teacher."""
+        new = self.num_images * self.image_steps * (2 if self.disagreement_weight else 1)
+        return {
+            "start": float((self.num_images + self.kept_aside) * self.image_steps),
+            "images": float(new * (rounds if self.refresh else min(rounds, 1))),
+            "student": self.steps * self.batch_size * rounds * 4 / 3,
+            "judging": self.kept_aside * (rounds + 1) * 4 / 3,
+        }
+
+
+def _allowed(choices: Any) -> list[Any]:
+    """What a literal type, or one that may be left out, may be."""
+    return [word for part in get_args(choices) for word in (get_args(part) or [None if part is type(None) else part])]
+
+
+def _words(choices: Any) -> str:
+    return ", ".join(str(word) for word in _allowed(choices) if word is not None)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise PsaqError(f"{name} {value!r}: must be {rule}")

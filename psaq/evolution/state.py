@@ -1,0 +1,131 @@
+"""Where an evolution stands, on disk as it is in memory: killed, it goes on as if it had not been."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from psaq.errors import PsaqError
+from psaq.files import load_tensors, save_tensors
+
+KIND = "evolution state"
+_STUDENT, _BEST = "student.", "best."
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of one round; round 0 is the start."""
+
+    number: int
+    disagreement: float
+    """Of the answers to the images kept aside, by the configuration's measure."""
+    agreement: float | None
+    """In how much of what they answer to these the two models agree, in percent."""
+    logit_sqnr: float | None
+    """Over the answers to these, in dB."""
+    entropy: float | None = None
+    """Of the new images at their last step, summed over layers, in nats."""
+    image_loss: float | None = None
+    """What these minimised, at their last step."""
+    student_loss: float | None = None
+    """The mean of the student's loss over its turn."""
+    seconds: float = 0.0
+    """Of both turns and the judging."""
+
+
+@dataclass
+class State:
+    """Everything that a further round depends on."""
+
+    pool: Float[Tensor, "images channels height width"]
+    """All images that the student learns from, the oldest first."""
+    student: dict[str, Tensor]
+    best: dict[str, Tensor]
+    """The student of the round that was judged best."""
+    strip: list[UInt8[Tensor, "shown 3 height width"]] = field(default_factory=list)
+    """The first new images of every round, in true colours."""
+    rounds: list[Round] = field(default_factory=list)
+    planned: int | None = None
+    """Rounds in all, once that is known."""
+
+    @property
+    def best_round(self) -> int:
+        """The round whose student disagrees least on the images kept aside."""
+        return min(self.rounds, key=lambda each: each.disagreement).number
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write it, whole or not at all. ``identity`` says whose state it is."""
+        tensors = {"pool": self.pool, **_prefixed(_STUDENT, self.student), **_prefixed(_BEST, self.best)}
+        if self.strip:
+            tensors["strip"] = torch.stack(self.strip)
+        header = {"identity": identity, "rounds": list(map(asdict, self.rounds)), "planned": self.planned}
+        save_tensors(path, tensors, KIND, header)
+
+
+def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tensor]) -> State:
+    """Read the state of the evolution that ``identity`` describes, of a student with such tensors.
+
+    Raises:
+        PsaqError: the file is damaged, belongs to a run with another model or configuration, or holds what no run
+            comes to.
+    """
+    tensors, header = load_tensors(path, KIND)
+    found = header.get("identity")
+    if not isinstance(found, dict) or header.keys() != {"identity", "rounds", "planned"} or "pool" not in tensors:
+        raise PsaqError(f"{path}: lacks a part, or holds something else; remove it to start again")
+    differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
+    if differing:
+        raise PsaqError(
+            f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
+        )
+    state = State(
+        pool=tensors["pool"],
+        student=_without(_STUDENT, tensors),
+        best=_without(_BEST, tensors),
+        strip=list(tensors.get("strip", torch.zeros(0))),
+        rounds=_rounds(path, header["rounds"]),
+        planned=header["planned"],
+    )
+    wrong = next((what for what, is_right in _invariants(state, like) if not is_right), None)
+    if wrong is not None:
+        raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
+    return state
+
+
+def _rounds(path: Path, entries: Any) -> list[Round]:
+    names = {each.name for each in fields(Round)}
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() == names for e in entries):
+        raise PsaqError(f"{path}: is damaged: its rounds are no records; remove it to start again")
+    return [Round(**entry) for entry in entries]
+
+
+def _invariants(state: State, like: Mapping[str, Tensor]) -> Iterator[tuple[str, bool]]:
+    """What holds of every state, each with whether it does; a later one counts on those before it."""
+    pool = state.pool
+    yield "its images are no pictures", pool.ndim == 4 and len(pool) > 0 and bool(pool.isfinite().all())
+    shown = [
+        picture for picture in state.strip if picture.dtype != torch.uint8 or picture.shape[-3:] != (3, *pool.shape[2:])
+    ]
+    yield "its strip is of other pictures", not shown
+    for who, tensors in (("student", state.student), ("best student", state.best)):
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        yield f"its {who} is of other tensors", shapes == {n: (t.shape, t.dtype) for n, t in like.items()}
+        yield f"its {who} holds NaN or infinity", all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    numbers = [each.number for each in state.rounds]
+    yield "its rounds are not in order", numbers == list(range(len(numbers))) and len(numbers) > 0
+    figures = [value for each in state.rounds for value in vars(each).values() if value is not None]
+    yield "a round holds no numbers", all(type(value) in (int, float) for value in figures)
+    planned = state.planned
+    yield "its plan is no number of rounds", planned is None or (type(planned) is int and planned >= len(numbers) - 1)
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,178 @@
+"""Images and student in turns: the better state is kept, everything repeats, goes on, and is left as it was."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dense_makes import dense_model
+from torch import nn
+
+import psaq
+from psaq.errors import PsaqError
+from psaq.evolution import EvolutionConfig, evolve, loop
+from psaq.evolution.loop import STATE, Evolution
+from psaq.quantization.model.layers import QuantLinear
+from psaq.quantization.passes.distillation import teach
+
+QUICK = EvolutionConfig(rounds=2, num_images=4, image_steps=2, kept_aside=4, steps=3, batch_size=4)
+RECIPE = psaq.Recipe.accurate(3, 4, "linear", collages=1, flat_copies=2)
+
+
+class StoppedError(Exception):
+    """What stops a turn."""
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_the_best_round_is_what_comes_back(vit):
+    before = copy.deepcopy(vit.state_dict())
+    qmodel, images = evolve(vit, RECIPE, QUICK)
+    rounds = images.provenance["rounds"]
+    assert [each["number"] for each in rounds] == [0, 1, 2]
+    apart = [each["disagreement"] for each in rounds]
+    assert images.provenance["best_round"] == apart.index(min(apart))
+    assert len(images) == 4 * 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    assert not any(module._forward_hooks for module in vit.modules())
+    for layer in (module for module in qmodel.modules() if isinstance(module, QuantLinear)):
+        torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
+
+
+def test_where_no_round_helps_it_is_the_recipes_own_result(vit, monkeypatch):
+    monkeypatch.setattr("psaq.quantization.passes.training._FLOAT_RATE", 10.0)
+    qmodel, images = evolve(vit, RECIPE, QUICK)
+    assert images.provenance["best_round"] == 0
+    assert same(qmodel, psaq.quantize(vit, psaq.synthesize(vit, QUICK.synthesis, progress=False), RECIPE))
+
+
+@pytest.mark.parametrize("interrupted", [1, 2], ids="in round {}".format)
+def test_stopped_in_any_turn_it_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, interrupted):
+    whole, whole_images = evolve(vit, RECIPE, QUICK)
+
+    turns = []
+
+    def stopping(*arguments, **options):
+        turns.append(arguments)
+        if len(turns) == interrupted:
+            raise StoppedError
+        return teach(*arguments, **options)
+
+    monkeypatch.setattr(loop, "teach", stopping)
+    with pytest.raises(StoppedError):
+        evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    monkeypatch.undo()
+    qmodel, images = evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    assert same(qmodel, whole)
+    assert torch.equal(images.images, whole_images.images)
+    assert [{**each, "seconds": 0} for each in images.provenance["rounds"]] == [
+        {**each, "seconds": 0} for each in whole_images.provenance["rounds"]
+    ]
+
+
+def test_a_folder_of_another_evolution_is_refused(vit, tmp_path):
+    evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
+    with pytest.raises(PsaqError, match="another config; name another folder"):
+        evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    with pytest.raises(PsaqError, match="another recipe; name another folder"):
+        evolve(vit, psaq.Recipe.paper(4, 4), replace(QUICK, rounds=1), folder=tmp_path)
+
+
+def test_new_images_make_the_two_disagree_more_than_others(vit):
+    """What the images' turn is for: with the disagreement they are harder for the student than without."""
+    config = replace(QUICK, num_images=8, image_steps=20)
+    apart = {}
+    for weight in (0.0, 20.0):
+        evolution = Evolution(vit, RECIPE, replace(config, disagreement_weight=weight))
+        made = evolution._new_images(1)
+        apart[weight] = -psaq.evaluate(evolution.student, made.images, reference=vit).logit_sqnr
+    assert apart[20.0] > apart[0.0]
+
+
+def test_images_that_are_given_are_all_that_the_student_learns_from(vit):
+    given = torch.randn(6, 3, 32, 32)
+    _, images = evolve(vit, RECIPE, QUICK, images=given)
+    assert torch.equal(images.images, given)
+    assert images.film is None
+
+
+def test_without_refresh_only_the_first_round_makes_images(vit):
+    _, images = evolve(vit, RECIPE, replace(QUICK, refresh=False))
+    assert [each["entropy"] is None for each in images.provenance["rounds"]] == [True, False, True]
+    assert len(images.film) == 1
+
+
+def test_beyond_the_pool_the_oldest_give_way(vit):
+    evolution = Evolution(vit, RECIPE, replace(QUICK, pool=6))
+    first = evolution.state.pool
+    evolution.run()
+    assert len(evolution.state.pool) == 6
+    assert not any(torch.equal(old, new) for old in first for new in evolution.state.pool)
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(1e-6, 1), (2.0, 3)])
+def test_a_time_budget_is_planned_by_the_first_round(vit, monkeypatch, minutes, rounds):
+    """The clock is looked at twice for the start and for every round: 30 s each, of which 2 minutes hold four."""
+    clock = iter(range(0, 10**6, 30))
+    evolution = Evolution(vit, RECIPE, replace(QUICK, minutes=minutes, image_steps=1, steps=1))
+    monkeypatch.setattr("psaq.evolution.loop.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    evolution.run()
+    assert len(evolution.state.rounds) - 1 == rounds
+
+
+@pytest.mark.parametrize("options", [{"measure": "distance", "block_weight": 0.0}, {"attention_weight": 1.0}], ids=str)
+def test_other_forms_run(swin, options):
+    _, images = evolve(swin, RECIPE, replace(QUICK, rounds=1, **options))
+    assert images.images.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["Swin FCOS", "UperNet", "YOLOS"])
+def test_boxes_and_pixels_evolve_by_what_they_answer(name):
+    model = dense_model(name)
+    config = replace(QUICK, rounds=1, num_images=2, image_steps=1, kept_aside=2, steps=1, batch_size=2)
+    qmodel, images = evolve(model, psaq.Recipe.paper(4, 8), config)
+    assert images.images.isfinite().all()
+    assert psaq.evaluate(qmodel, images.images, reference=model).agreement is not None
+
+
+def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
+    qmodel, _ = evolve(vit.bfloat16(), RECIPE, replace(QUICK, rounds=1))
+    assert {parameter.dtype for parameter in qmodel.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in vit.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "rounds 0: must be a whole number, at least 1"),
+        ({"steps": 1.5}, "steps 1.5: must be a whole number"),
+        ({"minutes": 0}, "minutes 0: must be positive"),
+        ({"minutes": float("nan")}, "minutes nan: must be positive"),
+        ({"disagreement_weight": -1.0}, "disagreement_weight -1.0: must be a finite number"),
+        ({"measure": "angle"}, "measure 'angle': must be divergence or distance"),
+        ({"task": "captions"}, "captions"),
+        ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(options, message):
+    with pytest.raises(PsaqError, match=message):
+        EvolutionConfig(**options)
+
+
+def test_the_cost_counts_every_turn():
+    passes = EvolutionConfig(num_images=10, kept_aside=5, image_steps=4, steps=6, batch_size=3).passes(2)
+    assert passes == {"start": 60.0, "images": 160.0, "student": 48.0, "judging": 20.0}
+
+
+def test_a_damaged_state_is_refused_by_name(vit, tmp_path):
+    evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
+    file = tmp_path / STATE
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(PsaqError, match=r"evolution\.safetensors"):
+        evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
