@@ -127,7 +127,7 @@ class Evolution:
             film=torch.stack(self.state.strip) if self.state.strip else None,
             provenance={
                 "evolution": as_json(self.config),
-                "rounds": as_json([asdict(each) for each in self.state.rounds]),
+                "rounds": [_without_time(each) for each in self.state.rounds],
                 "best_round": self.state.best_round,
                 "passes": self.config.passes(len(self.state.rounds) - 1),
                 "versions": versions(),
@@ -264,6 +264,11 @@ class Evolution:
             "model": fingerprint(self.model),
             "images": tensors_fingerprint(given),
         }
+
+
+def _without_time(verdict: Round) -> dict[str, Any]:
+    """What is the same in every run."""
+    return {name: value for name, value in asdict(verdict).items() if name != "seconds"}
 
 
 def _in_float32(model: nn.Module) -> nn.Module:

@@ -3,19 +3,20 @@
 python -m psaq.experiments.evolution --model deit_tiny --weights W.safetensors --imagenet imagenet --crop-pct 0.987
 """
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from psaq.commands.options import ModelOptions
 from psaq.evaluation import evaluate
 from psaq.evolution import EvolutionConfig, evolve
 from psaq.evolution.loop import START
 from psaq.experiments.rows import read_rows, write_rows
+from psaq.models.zoo import load_model
 from psaq.program import run_command
 from psaq.quantization.checkpoint import load
 from psaq.quantization.recipes import Recipe, parse_precision
@@ -58,6 +59,7 @@ class Result:
     passes: float
     """Forward-and-backward passes of one image through the full-precision model."""
     seconds: float
+    """Of the last start, where a run was stopped and went on."""
     n: int
 
     @property
@@ -69,7 +71,10 @@ class Result:
 class Ablation:
     """Measure evolutions. Killed and started again, it goes on with the cells that are missing."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: str = "micro_vit"
+    """Any name that psaq loads a classifier by."""
+    weights: Path | None = None
+    """Its local file of weights."""
     imagenet: Path | None = None
     """A folder with val/ and train/; the bundled models get rendered scenes."""
     crop_pct: float | None = None
@@ -89,7 +94,7 @@ class Ablation:
     def run(self) -> None:
         results, bench = read_rows(self.out, Result), Bench(self)
         for variant, precision, seed in self._cells():
-            cell = (self.model.model, variant, precision, seed)
+            cell = (self.model, variant, precision, seed)
             if cell not in {result.cell for result in results}:
                 results.append(bench.measure(variant, precision, seed))
                 write_rows(self.out, results)
@@ -110,15 +115,17 @@ class Bench:
 
     @cached_property
     def model(self) -> nn.Module:
-        return self.options.model.load()
+        return load_model(self.options.model, self.options.weights)
 
     def measure(self, variant: str, precision: str, seed: int) -> Result:
-        options, name = self.options, self.options.model.model
+        options, name = self.options, self.options.model
         config = EvolutionConfig(**{**VARIANTS[variant], "rounds": 1, "minutes": options.minutes, "seed": seed})
         real = self.source.real(name, self.model, REAL_IMAGES) if variant == "real images" else None
         folder = options.runs / f"{name}-{variant.replace(' ', '-')}-{precision}-seed{seed}"
         recipe = Recipe.accurate(*parse_precision(precision))
+        started = time.perf_counter()
         qmodel, images = evolve(self.model, recipe, config, images=real, folder=folder, progress=True)
+        seconds = round(time.perf_counter() - started, 1)
         after, before = self._evaluated(qmodel), self._evaluated(load(folder / f"{START}.safetensors", self.model))
         assert after.reference is not None
         rounds = images.provenance["rounds"]
@@ -130,12 +137,12 @@ class Bench:
             agreement=round(after.agreement or 0.0, 2),
             start_agreement=round(before.agreement or 0.0, 2),
             passes=sum(images.provenance["passes"].values()),
-            seconds=round(sum(each["seconds"] for each in rounds), 1),
+            seconds=seconds,
             n=after.n,
         )
 
     def _evaluated(self, qmodel: nn.Module) -> Report:
-        data = self.source.evaluation(self.options.model.model, self.model)
+        data = self.source.evaluation(self.options.model, self.model)
         report = evaluate(qmodel, data, self.model, progress=True)
         assert isinstance(report, Report)
         return report

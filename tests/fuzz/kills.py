@@ -28,6 +28,10 @@ from psaq_kernels.tuning import read_table
 COMMANDS = {
     "synthesize": ["--num-images", "2", "--steps", "8", "--checkpoint-every", "1"],
     "quantize": ["--num-images", "2", "--recipe", "paper", "--precision", "W4A8", "--gaussian"],
+    "evolve": [
+        *["--num-images", "2", "--kept-aside", "2", "--image-steps", "3", "--rounds", "3", "--steps", "3"],
+        *["--batch-size", "2", "--recipe", "paper", "--precision", "W4A4"],
+    ],
     "table1": [
         *["--models", "micro_vit", "--recipes", "paper", "--bits", "W8A8", "W4A8", "--methods", "PSAQ", "Gaussian"],
         *["--seeds", "0", "--num-images", "2", "--steps", "4", "--limit", "20"],

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from plot_examples import assert_tidy, pictures
 
-from psaq_plots import accuracy_figure, layer_errors_figure, losses_figure, sensitivity_figure, similarity_figure
+from psaq_plots import (
+    accuracy_figure,
+    layer_errors_figure,
+    losses_figure,
+    rounds_figure,
+    sensitivity_figure,
+    similarity_figure,
+)
 
 PATCH = (0.25, 0.5, 0.125, 0.125)
 
@@ -80,6 +87,26 @@ def test_losses_draw_batches_and_their_mean(losses):
 def test_losses_of_no_step_are_refused(history):
     with pytest.raises(ValueError, match="history"):
         losses_figure(history)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rounds_show_every_figure_and_the_best_round(count):
+    figures = {f"figure {k}": np.array([np.nan, 2.0, 1.0, 3.0]) + k for k in range(count)}
+    figure = rounds_figure(figures, best=2)
+    assert_tidy(figure)
+    for axes, (name, values) in zip(figure.axes, figures.items(), strict=True):
+        assert axes.get_title(loc="left") == name
+        line, mark = axes.lines
+        np.testing.assert_array_equal(line.get_ydata(), values)
+        assert set(mark.get_xdata()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"), [({}, 0), ({"a": np.zeros(2), "b": np.zeros(3)}, 0), ({"a": np.zeros(2)}, 2)]
+)
+def test_rounds_that_do_not_fit_are_refused(figures, best):
+    with pytest.raises(ValueError, match="figures|best"):
+        rounds_figure(figures, best)
 
 
 @pytest.mark.parametrize("layers", [1, 10, 74])

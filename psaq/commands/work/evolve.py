@@ -1,7 +1,7 @@
 """What ``psaq evolve`` does."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.work.calibration import images_in
 from psaq.commands.work.quantize import fp32_bytes
 from psaq.evolution import evolve
-from psaq.evolution.state import Round
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import plot_strip
 from psaq.files import write_csv
@@ -39,7 +38,7 @@ def run(options: Evolve) -> None:
     save(qmodel, folder / MODEL_FILE)
     images.save(folder)
     rounds: list[dict[str, Any]] = images.provenance["rounds"]
-    write_csv(folder / ROUNDS, [each.name for each in fields(Round)], rounds)
+    write_csv(folder / ROUNDS, list(rounds[0]), rounds)
     with run.timed("figures"):
         _draw(images, model, folder)
     best = images.provenance["best_round"]

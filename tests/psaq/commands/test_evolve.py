@@ -1,0 +1,59 @@
+"""``psaq evolve``: a folder with the model, the images and what came of every round; its page shows them."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import psaq
+from psaq.commands.evolve import Evolve
+from psaq.commands.options import ModelOptions
+from psaq.errors import PsaqError
+from psaq.evolution import EvolutionConfig
+from psaq.reports import write_report
+
+QUICK = EvolutionConfig(rounds=2, num_images=4, image_steps=2, kept_aside=4, steps=2, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch, vit):
+    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
+
+
+def test_the_folder_tells_what_came_of_every_round(vit, tmp_path, capsys):
+    command = Evolve(precision="W4A6", recipe="paper", evolution=QUICK, out=tmp_path / "run")
+    command.run()
+    said, folder = capsys.readouterr().out, tmp_path / "run"
+    qmodel, images = psaq.evolve(vit, psaq.Recipe.paper(4, 6), QUICK)
+    stored = psaq.load(folder / "model.safetensors", vit)
+    assert torch.equal(stored(images.images), qmodel(images.images))
+    assert torch.equal(psaq.load_images(folder).images, images.images)
+    with (folder / "rounds.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["disagreement"]) for row in rows] == pytest.approx(
+        [each["disagreement"] for each in images.provenance["rounds"]], abs=1e-4
+    )
+    results = json.loads((folder / "run.json").read_text())["results"]
+    assert results["best_round"] == images.provenance["best_round"]
+    assert f"round {results['best_round']} of 2" in said
+    page = (folder / "report.html").read_text()
+    for title in ("Round by round", "New images by round", "Patch-similarity density"):
+        assert title in page
+    command.run()  # again: nothing is left to do
+    assert torch.equal(psaq.load_images(folder).images, images.images)
+
+
+def test_a_damaged_table_of_rounds_is_named(vit, tmp_path):
+    Evolve(recipe="paper", evolution=QUICK, out=tmp_path / "run").run()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "rounds.csv" in record["files"]
+    (tmp_path / "run" / "rounds.csv").write_text("number\n0\n")
+    with pytest.raises(PsaqError, match=r"rounds\.csv"):
+        write_report(tmp_path / "run")
+
+
+def test_an_override_that_fits_nothing_makes_no_folder(tmp_path):
+    with pytest.raises(PsaqError, match="fits no layer"):
+        Evolve(override=("blocks.9.*=W8A8",), evolution=QUICK, out=tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
