@@ -105,7 +105,7 @@ def test_rounds_show_every_figure_and_the_best_round(count):
     ("figures", "best"), [({}, 0), ({"a": np.zeros(2), "b": np.zeros(3)}, 0), ({"a": np.zeros(2)}, 2)]
 )
 def test_rounds_that_do_not_fit_are_refused(figures, best):
-    with pytest.raises(ValueError, match="figures|best"):
+    with pytest.raises(ValueError, match=r"figures|best"):
         rounds_figure(figures, best)
 
 
