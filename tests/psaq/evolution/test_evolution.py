@@ -151,7 +151,7 @@ def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
         ({"minutes": 0}, "minutes 0: must be positive"),
         ({"minutes": float("nan")}, "minutes nan: must be positive"),
         ({"disagreement_weight": -1.0}, "disagreement_weight -1.0: must be a finite number"),
-        ({"measure": "angle"}, "measure 'angle': must be divergence or distance"),
+        ({"measure": "angle"}, "measure 'angle': must be one of divergence, distance"),
         ({"task": "captions"}, "captions"),
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
     ],
