@@ -46,7 +46,8 @@ def quant_linear(
     Args:
         x: (..., inputs), float32, float16 or bfloat16, any strides; or int8 levels of ``input``, as
             `layer_norm_quantize` and ``output`` leave them; or these as bytes from 0 to 2^bits − 1.
-        weight: integers, scales and column sums, 8 or 4 bits.
+        weight: integers, scales and column sums, 8 or 4 bits. With scales for groups of inputs, each group's sum is
+            multiplied by its own, and these products are added in float32, one after the other.
         input: how x is quantised.
         bias: (outputs,), added in float32.
         activation: "gelu" or None.
@@ -76,7 +77,7 @@ def quant_linear(
     else:
         grids, gelu = (_encode(input), _encode(output)), activation == "gelu"
         tensors = (flat, weight.values, weight.scale, weight.column_sums, bias)
-        y = _quant_linear(*tensors, grids[0], gelu, grids[1], computed, chosen)
+        y = _quant_linear(*tensors, grids[0], gelu, grids[1], computed, chosen, weight.group)
     if output is not None and computed != result_type:
         y = as_stored(y, output) if computed == torch.uint8 else as_bytes(y, output)
     return y.reshape(*x.shape[:-1], weight.outputs)
@@ -87,7 +88,7 @@ def _choose_backend(
 ) -> str:
     if requested not in (None, ONEDNN):
         return choose_backend(requested, device)
-    obstacle = _onednn_obstacle(device, input)
+    obstacle = _onednn_obstacle(device, weight, input)
     if requested is None:
         return choose_backend(None, device) if obstacle or not _sums_exactly(weight, device) else ONEDNN
     if obstacle:
@@ -95,7 +96,9 @@ def _choose_backend(
     return ONEDNN
 
 
-def _onednn_obstacle(device: torch.device, input: PerTensor | PerToken) -> str | None:
+def _onednn_obstacle(device: torch.device, weight: QuantizedWeight, input: PerTensor | PerToken) -> str | None:
+    if weight.group is not None:
+        return linear_onednn.NO_GROUPS
     if device.type != "cpu":
         return f"the tensors are on {device.type}, and it computes on a CPU"
     return (
@@ -131,8 +134,9 @@ def _quant_linear(
     output: list[float],
     dtype: torch.dtype,
     backend: str,
+    group: int | None = None,
 ) -> Tensor:
-    weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1], trusted=True)
+    weights = QuantizedWeight(weight, weight_scale, column_sums, x.shape[1], trusted=True, group=group)
     run = _MODULES.get(backend) or importlib.import_module("psaq_kernels.linear_triton")
     epilogue = Epilogue(bias, gelu, _decode_static(output) if output else None, dtype)
     return run.quant_linear(x, weights, _decode(input), epilogue)
@@ -142,7 +146,7 @@ _MODULES: dict[str, Any] = {"torch": linear_torch, ONEDNN: linear_onednn}
 
 
 @_quant_linear.register_fake
-def _(x, weight, weight_scale, column_sums, bias, input, gelu, output, dtype, backend):
+def _(x, weight, weight_scale, column_sums, bias, input, gelu, output, dtype, backend, group=None):
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
 
 

@@ -5,7 +5,7 @@ import torch
 from psaq_kernels.devices import DeviceLimits
 from psaq_kernels.levels import PerTensor, PerToken
 from psaq_kernels.machine_model import L2_BYTES, SCALAR_LANES, Model
-from psaq_kernels.packing import QuantizedWeight, packed_length
+from psaq_kernels.packing import QuantizedWeight, group_count, row_length
 from psaq_kernels.tunable import Config, MachineRates, Problem, Workload
 
 ENOUGH_BLOCKS = 128  # about one for each multiprocessor of a large GPU
@@ -19,13 +19,14 @@ _GROUP_M = 8
 _HOPPER = "sm_90"
 CONVERSION_STEPS = 6  # to scale, round, clamp and shrink a value, or to unpack one
 _MODEL_VARIANTS = (
-    ("i8", "tensor", 0),
-    ("i8", "tensor", 1),
-    ("bf16", "tensor", 0),
-    ("bf16", "tensor", 1),
-    ("bf16", "token", 0),
+    ("i8", "tensor", 0, 0),
+    ("i8", "tensor", 1, 0),
+    ("bf16", "tensor", 0, 0),
+    ("bf16", "tensor", 1, 0),
+    ("bf16", "token", 0, 0),
+    ("i8", "tensor", 1, 64),
 )
-"""x's dtype, its scale and whether weights are packed, as deployed models have them; and per token."""
+"""x's dtype, its scale, whether weights are packed and in which groups, as deployed models have them; and per token."""
 
 
 def problem_of(
@@ -39,6 +40,7 @@ def problem_of(
         "x": DTYPES[x.dtype],
         "scale": "token" if isinstance(input, PerToken) else "tensor",
         "packed": int(weight.packed),
+        "group": weight.group or 0,
         "out": DTYPES[dtype],
     }
 
@@ -46,16 +48,20 @@ def problem_of(
 def problems(workload: Workload) -> list[Problem]:
     """Each linear layer with bfloat16 or ready levels coming in, static or per token, 8-bit or 4-bit weights."""
     return [
-        {"rows": rows, "outputs": outputs, "inputs": inputs, "x": x, "scale": scale, "packed": packed, "out": "bf16"}
+        {
+            **{"rows": rows, "outputs": outputs, "inputs": inputs, "x": x, "scale": scale},
+            **{"packed": packed, "group": group, "out": "bf16"},
+        }
         for rows, outputs, inputs in dict.fromkeys(workload.linears)
-        for x, scale, packed in _MODEL_VARIANTS
+        for x, scale, packed, group in _MODEL_VARIANTS
     ]
 
 
 def bucket(problem: Problem) -> str:
     """Rows to the next power of two, x by its bytes; the output's type costs too little to matter."""
     rows = 1 << max(int(problem["rows"]) - 1, 15).bit_length()
-    exact = "-".join(f"{name}{problem[name]}" for name in ("outputs", "inputs", "packed"))
+    names = ("outputs", "inputs", "packed", *(("group",) if problem["group"] else ()))
+    exact = "-".join(f"{name}{problem[name]}" for name in names)
     return f"rows{rows}-{exact}-x{BYTES[str(problem['x'])]}-{problem['scale']}"
 
 
@@ -96,12 +102,19 @@ def _is_crowded(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
     by some compilers, quantising beside split sums."""
     is_split, unpacks = int(config.constants["SPLIT_K"]) > 1, bool(problem["packed"])
     quantises = _is_blackwell(limits) and _x_bytes(config, problem) > 1
-    return (unpacks and _block(config)[2] > 64) or (is_split and (unpacks or quantises))
+    in_long_steps = unpacks and _block(config)[2] > 64 and not problem["group"]
+    return in_long_steps or (is_split and (unpacks or quantises))
 
 
 def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int:
     """Per thread. Hopper's tensor cores read both factors from shared memory, others' take registers for them, and
     so do masks and rows that are not aligned to 16 bytes; beside all of these, the offsets of split sums."""
+    if problem["group"]:  # beside the sums of a group, those of all before
+        return _without_groups(config, {**problem, "group": 0}, limits) // 2
+    return _without_groups(config, problem, limits)
+
+
+def _without_groups(config: Config, problem: Problem, limits: DeviceLimits) -> int:
     if int(config.constants["SPLIT_K"]) > 1 and limits.capability != _HOPPER:
         return 16 if _is_blackwell(limits) else 32
     if _is_blackwell(limits) and _x_bytes(config, problem) > 1:
@@ -112,9 +125,9 @@ def _accumulators(config: Config, problem: Problem, limits: DeviceLimits) -> int
 
 
 def shared_bytes(config: Config, problem: Problem) -> int:
-    """What the stages of the pipeline hold: a tile of the weight, and one or, for packed weights, two of x."""
+    """What the stages of the pipeline hold: a tile of the weight, and one of x, or two where rows are packed."""
     block_m, block_n, block_k = _block(config)
-    x_tiles = 2 if problem["packed"] else 1
+    x_tiles = 2 if problem["packed"] and not problem["group"] else 1
     return config.num_stages * block_k * (block_n + block_m * _x_bytes(config, problem) * x_tiles)
 
 
@@ -150,12 +163,17 @@ def _tile_clocks(config: Config, problem: Problem, model: Model) -> float:
 
 def weight_length(problem: Problem) -> int:
     """Bytes to a row of the weight."""
-    inputs = int(problem["inputs"])
-    return packed_length(inputs) if problem["packed"] else inputs
+    return row_length(int(problem["inputs"]), bool(problem["packed"]), _group(problem))
+
+
+def _group(problem: Problem) -> int | None:
+    return int(problem["group"]) or None
 
 
 def is_whole(problem: Problem, config: Config) -> bool:
     """Whether no step along the inputs needs a mask."""
+    if problem["group"]:
+        return int(problem["inputs"]) % int(problem["group"]) == 0
     even = not problem["packed"] or int(problem["inputs"]) % 2 == 0
     return even and weight_length(problem) % int(config.constants["BLOCK_K"]) == 0
 
@@ -169,8 +187,11 @@ def example(
     x = torch.randn(rows, inputs, device=device).mul_(20).to(dtypes[str(problem["x"])])
     kind = torch.uint8 if problem["packed"] else torch.int8
     values = torch.randint(-128, 128, (outputs, weight_length(problem)), dtype=torch.int8, device=device).view(kind)
-    sums = torch.zeros(outputs, dtype=torch.int32, device=device)  # not theirs, and as fast
-    weight = QuantizedWeight(values, torch.full((outputs,), 0.01, device=device), sums, inputs, trusted=True)
+    group = _group(problem)
+    shape = (outputs,) if group is None else (outputs, group_count(inputs, group))
+    sums = torch.zeros(shape, dtype=torch.int32, device=device)  # not theirs, and as fast
+    scale = torch.full(shape, 0.01, device=device)
+    weight = QuantizedWeight(values, scale, sums, inputs, trusted=True, group=group)
     input = PerToken() if problem["scale"] == "token" else PerTensor(1.0, zero_point=128)
     return x, weight, input, torch.empty(rows, outputs, dtype=dtypes[str(problem["out"])], device=device)
 
@@ -192,15 +213,17 @@ def _all_configs(problem: Problem) -> list[Config]:
             stages,
         )
         for block_m, block_n, warps in _TILES
-        for split in _SPLITS
-        for block_k, stages in _depths(length)
+        for split in ((1,) if problem["group"] else _SPLITS)  # floats are added in order
+        for block_k, stages in _depths(length, int(problem["group"]))
         for quantize_first in ((0,) if problem["x"] == "i8" else (0, 1))
         if _sensible(problem, block_m, length // block_k, split, quantize_first)
     ]
 
 
-def _depths(length: int) -> list[tuple[int, int]]:
-    """Steps along the inputs that leave no remainder; the smallest where all do."""
+def _depths(length: int, group: int) -> list[tuple[int, int]]:
+    """Steps along the inputs that leave no remainder, the smallest where all do; of groups, one after the other."""
+    if group:
+        return [(group, 3 if group > 64 else 4)]
     whole = [(block_k, stages) for block_k, stages in _DEPTHS if length % block_k == 0]
     return whole or [(32, 4) if length % 32 == 0 or length < 64 else (64, 4)]
 

@@ -16,7 +16,7 @@ from psaq_kernels.packing import QuantizedWeight
 
 def folded(weight: QuantizedWeight, input: PerTensor) -> Float32[Tensor, "outputs inputs"]:
     """What levels of ``input`` are multiplied with."""
-    return weight.integers() * (weight.scale * input.scale)[:, None]
+    return weight.integers() * (weight.scales() * input.scale)
 
 
 def float_linear(

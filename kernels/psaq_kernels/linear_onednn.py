@@ -15,6 +15,7 @@ from psaq_kernels.packing import QuantizedWeight
 from psaq_kernels.processor import BYTE, largest_exact_weight
 
 BYTE_BITS = 8
+NO_GROUPS = "it scales whole output channels, and this weight has a scale for each group of inputs"
 SHIFT = 1.5 * 2**23  # added to a float32 it leaves the nearest whole number in the last bits
 
 
@@ -47,7 +48,10 @@ def quant_linear(
 
 
 def runs_in_integers(weight: QuantizedWeight) -> bool:
-    """Whether this processor sums the products with these integers rightly, so that they are multiplied as such."""
+    """Whether this processor sums the products with these integers rightly, so that they are multiplied as such. oneDNN
+    knows of no groups."""
+    if weight.group is not None:
+        return False
     exact = largest_exact_weight()
     if exact >= BYTE or (exact and weight.packed):
         return True
@@ -80,6 +84,8 @@ def _prepared(weight: QuantizedWeight) -> _Prepared:
 
 
 def _prepare(weight: QuantizedWeight, version: int) -> _Prepared:
+    if weight.group is not None:
+        raise BackendError(f'backend="onednn" cannot run: {NO_GROUPS}; use backend="torch" or leave it out')
     if not runs_in_integers(weight):
         raise BackendError(
             f'backend="onednn" cannot run: this processor sums products of bytes rightly up to a weight of '

@@ -25,16 +25,37 @@ def quant_linear(
 ) -> Float[Tensor, "rows outputs"] | Int8[Tensor, "rows outputs"]:
     """See `psaq_kernels.quant_linear`."""
     out = torch.empty(x.shape[0], weight.outputs, dtype=epilogue.dtype, device=x.device)
-    integers = weight.integers()
+    integers = weight.integers().split(weight.group or weight.inputs, 1)
+    parts = [part.contiguous() for part in integers]
     block = _rows_at_a_time(max(weight.inputs, weight.outputs)) if x.device.type == "cpu" else max(x.shape[0], 1)
     for rows, target in zip(x.split(block), out.split(block), strict=True):
         levels, input_scale = quantize_rows(rows, input)
-        target.copy_(_finished(_scaled(integer_matmul(levels, integers), weight, input, input_scale), epilogue))
+        if weight.group is None:
+            y = _scaled(integer_matmul(levels, parts[0]), weight, input, input_scale)
+        else:
+            y = _summed_by_groups(levels, parts, weight, input).mul_(input_scale)
+        target.copy_(_finished(y, epilogue))
     return out
 
 
 def _rows_at_a_time(columns: int) -> int:
     return max(CACHED * torch.get_num_threads() // columns, 1)
+
+
+def _summed_by_groups(
+    levels: Int8[Tensor, "rows inputs"],
+    parts: list[Int8[Tensor, "outputs group"]],
+    weight: QuantizedWeight,
+    input: PerTensor | PerToken,
+) -> Float32[Tensor, "rows outputs"]:
+    """The sums of each group times its scale, one added after the other."""
+    total = torch.zeros(len(levels), weight.outputs, device=levels.device)
+    zero = input.stored_zero if isinstance(input, PerTensor) else 0
+    in_groups = zip(levels.split(weight.group or 0, 1), parts, weight.scale.T, weight.column_sums.T, strict=True)
+    for part, integers, scale, column_sums in in_groups:
+        sums = integer_matmul(part.contiguous(), integers)
+        total.add_(sums.sub_(column_sums * zero).float().mul_(scale))
+    return total
 
 
 def _scaled(

@@ -95,12 +95,15 @@ def _finish(
     accumulators, row_scale, rows, columns,
     weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
     input_scale, input_zero, inverse_output_scale, output_zero,
-    PER_TOKEN: tl.constexpr, GELU: tl.constexpr, OUT_LOWEST: tl.constexpr, OUT_HIGHEST: tl.constexpr,
+    PER_TOKEN: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr,
+    OUT_LOWEST: tl.constexpr, OUT_HIGHEST: tl.constexpr,
 ):  # fmt: skip
-    """From integer sums to the output tile."""
+    """From integer sums, or those of groups times their scales, to the output tile."""
     within = columns < N
-    weight_scale = tl.load(weight_scale_ptr + columns, mask=within, other=0.0)
-    if PER_TOKEN:
+    weight_scale = 1.0 if GROUP else tl.load(weight_scale_ptr + columns, mask=within, other=0.0)
+    if GROUP:
+        y = accumulators * (row_scale if PER_TOKEN else input_scale)
+    elif PER_TOKEN:
         y = accumulators.to(tl.float32) * weight_scale * row_scale
     else:
         accumulators -= tl.load(column_sums_ptr + columns, mask=within, other=0) * input_zero
@@ -142,6 +145,35 @@ def _accumulate(
 
 
 @triton.jit
+def _accumulate_groups(
+    x_ptr, weight_ptr, weight_scale_ptr, column_sums_ptr, rows, columns, x_k, w_k, K, length,
+    row_stride, column_stride, inverse, zero,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, LOWEST: tl.constexpr, HIGHEST: tl.constexpr,
+    PER_TOKEN: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The integer products of a tile, each group's sum times its scale, one added after the other."""
+    HALF: tl.constexpr = GROUP // 2
+    groups = tl.cdiv(K, GROUP)
+    w_pointers = weight_ptr + columns.to(tl.int64) * length + (w_k % HALF if PACKED else w_k)
+    totals = tl.zeros(TILE, tl.float32)
+    for group in range(0, groups):
+        start = group * GROUP
+        x = _load_levels(
+            x_ptr, rows, start + x_k, K, row_stride, column_stride, inverse, zero, WHOLE, LOWEST, HIGHEST
+        )  # fmt: skip
+        if PACKED:  # each byte is read for the first half of the group and for the second
+            w = tl.load(w_pointers + group * HALF)
+            sums = tl.dot(tl.where(w_k < HALF, w << 4, w & -16), x, out_dtype=tl.int32) >> 4
+        else:
+            w = tl.load(w_pointers + start) if WHOLE else tl.load(w_pointers + start, mask=w_k < K - start, other=0)
+            sums = tl.dot(x, w, out_dtype=tl.int32)
+        if not PER_TOKEN:
+            sums -= tl.load(column_sums_ptr + columns * groups + group) * zero
+        totals += sums.to(tl.float32) * tl.load(weight_scale_ptr + columns * groups + group)
+    return totals
+
+
+@triton.jit
 def _halves(x):
     """The left and the right half of a tile."""
     return x.reshape(x.shape[0], 2, x.shape[1] // 2).permute(0, 2, 1).split()
@@ -152,7 +184,7 @@ def _finish_by_halves(
     accumulators, row_scale, first_m, first_n,
     weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
     input_scale, input_zero, inverse_output_scale, output_zero,
-    PER_TOKEN: tl.constexpr, PACKED: tl.constexpr, GELU: tl.constexpr,
+    PER_TOKEN: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr,
     OUT_LOWEST: tl.constexpr, OUT_HIGHEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One half of the tile after the other: half as many scales, sums and biases in registers at a time."""
@@ -165,7 +197,8 @@ def _finish_by_halves(
         half_scale = _halves(row_scale)[part] if PER_TOKEN and PACKED else row_scale
         _finish(
             halves[part], half_scale, m, n, weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
-            input_scale, input_zero, inverse_output_scale, output_zero, PER_TOKEN, GELU, OUT_LOWEST, OUT_HIGHEST,
+            input_scale, input_zero, inverse_output_scale, output_zero,
+            PER_TOKEN, GROUP, GELU, OUT_LOWEST, OUT_HIGHEST,
         )  # fmt: skip
 
 
@@ -173,15 +206,15 @@ def _finish_by_halves(
 def _quant_linear_kernel(
     x_ptr,  # (M, K) float, or int8 levels
     row_scale_ptr,  # (M,) float32 where x is levels per token, else None
-    weight_ptr,  # (N, K) int8, or (N, ⌈K/2⌉) bytes of two nibbles
-    weight_scale_ptr,  # (N,) float32
-    column_sums_ptr,  # (N,) int32
+    weight_ptr,  # (N, K) int8, or (N, length) bytes of two nibbles
+    weight_scale_ptr,  # (N,) or (N, groups) float32
+    column_sums_ptr,  # (N,) or (N, groups) int32
     bias_ptr,  # (N,) float32, or None
     out_ptr,  # (M, N) float or int8; (SPLIT_K, M, N) int32 where SPLIT_K > 1
     M,
     N,
     K,
-    length,  # of a row of the weight in bytes: K or ⌈K/2⌉
+    length,  # of a row of the weight in bytes
     row_stride,  # of x
     column_stride,
     input_scale,
@@ -195,6 +228,7 @@ def _quant_linear_kernel(
     OUT_HIGHEST: tl.constexpr,
     PER_TOKEN: tl.constexpr,
     PACKED: tl.constexpr,
+    GROUP: tl.constexpr,  # BLOCK_K where inputs have scales in groups, else 0
     GELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -219,12 +253,19 @@ def _quant_linear_kernel(
         x_ptr, row_scale_ptr, rows, x_k, K, row_stride, column_stride, inverse_input_scale,
         PER_TOKEN, HIGHEST, BLOCK_K, WHOLE, N_AXIS,
     )  # fmt: skip
-    share = tl.cdiv(tl.cdiv(length, BLOCK_K), SPLIT_K) * BLOCK_K
-    begin = tl.program_id(1) * share
-    accumulators = _accumulate(
-        x_ptr, weight_ptr, rows, columns, x_k, w_k, begin, tl.minimum(begin + share, length), K, length,
-        row_stride, column_stride, inverse_input_scale, input_zero, PACKED, WHOLE, LOWEST, HIGHEST, BLOCK_K, TILE,
-    )  # fmt: skip
+    if GROUP:
+        accumulators = _accumulate_groups(
+            x_ptr, weight_ptr, weight_scale_ptr, column_sums_ptr, rows, columns, x_k, w_k, K, length,
+            row_stride, column_stride, inverse_input_scale, input_zero,
+            PACKED, WHOLE, LOWEST, HIGHEST, PER_TOKEN, GROUP, TILE,
+        )  # fmt: skip
+    else:
+        share = tl.cdiv(tl.cdiv(length, BLOCK_K), SPLIT_K) * BLOCK_K
+        begin = tl.program_id(1) * share
+        accumulators = _accumulate(
+            x_ptr, weight_ptr, rows, columns, x_k, w_k, begin, tl.minimum(begin + share, length), K, length,
+            row_stride, column_stride, inverse_input_scale, input_zero, PACKED, WHOLE, LOWEST, HIGHEST, BLOCK_K, TILE,
+        )  # fmt: skip
 
     if SPLIT_K > 1:
         # Only where the tile begins may leave 32 bits: offsets of 64 in it would cost registers that some GPUs lack.
@@ -236,7 +277,7 @@ def _quant_linear_kernel(
             accumulators, row_scale, tile_m * BLOCK_M, tile_n * BLOCK_N,
             weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
             input_scale, input_zero, inverse_output_scale, output_zero,
-            PER_TOKEN, PACKED, GELU, OUT_LOWEST, OUT_HIGHEST, BLOCK_M, BLOCK_N,
+            PER_TOKEN, PACKED, GROUP, GELU, OUT_LOWEST, OUT_HIGHEST, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
@@ -276,7 +317,7 @@ def _finish_split_kernel(
         accumulators, row_scale, rows, columns,
         weight_scale_ptr, column_sums_ptr, bias_ptr, out_ptr, M, N,
         input_scale, input_zero, inverse_output_scale, output_zero,
-        PER_TOKEN, GELU, OUT_LOWEST, OUT_HIGHEST,
+        PER_TOKEN, 0, GELU, OUT_LOWEST, OUT_HIGHEST,
     )  # fmt: skip
 
 
@@ -331,6 +372,7 @@ def launch(
         LOWEST=lowest,
         HIGHEST=highest,
         PACKED=weight.packed,
+        GROUP=weight.group or 0,
         WHOLE=linear_configs.is_whole(problem_of(x, weight, input, out.dtype), config),
         **finish,
         **constants,
@@ -458,6 +500,7 @@ def _constants(problem: Problem, config: Config, absent: set[str]) -> dict[str, 
         "OUT_HIGHEST": 127,
         "PER_TOKEN": problem["scale"] == "token",
         "PACKED": bool(problem["packed"]),
+        "GROUP": problem["group"],
         "GELU": True,
         "WHOLE": linear_configs.is_whole(problem, config),
     }

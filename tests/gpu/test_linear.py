@@ -22,10 +22,12 @@ STATIC, NEXT = PerTensor(0.02, 113), PerTensor(0.05, 100)
 LAYERS = {"qkv": (768, 2304), "proj": (768, 768), "fc1": (768, 3072), "fc2": (3072, 768), "patch": (48, 96)}
 
 
-def make_weight(outputs: int, inputs: int, bits: int) -> QuantizedWeight:
+def make_weight(outputs: int, inputs: int, bits: int, group: int | None = None) -> QuantizedWeight:
     torch.manual_seed(0)
     integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs), dtype=torch.int8)
-    return QuantizedWeight.from_integers(integers.cuda(), torch.rand(outputs, device="cuda") * 1e-3 + 1e-5, bits)
+    shape = (outputs,) if group is None else (outputs, -(-inputs // group))
+    scale = torch.rand(shape, device="cuda") * 1e-3 + 1e-5
+    return QuantizedWeight.from_integers(integers.cuda(), scale, bits, group)
 
 
 def make_x(rows: int, inputs: int, dtype: torch.dtype) -> torch.Tensor:
@@ -63,6 +65,19 @@ def test_odd_shapes_and_strides(shape: tuple[int, int, int], bits: int) -> None:
     weight = make_weight(outputs, inputs, bits)
     x = make_x(inputs, rows, torch.float32).T
     assert torch.equal(quant_linear(x, weight, STATIC), quant_linear(x, weight, STATIC, backend="torch"))
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 7), (197, 192, 576), (1576, 768, 192)], ids=str)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_groups_give_the_same_bits(shape: tuple[int, int, int], group: int, bits: int, dtype: torch.dtype) -> None:
+    rows, inputs, outputs = shape
+    x, weight = make_x(rows, inputs, dtype), make_weight(outputs, inputs, bits, group)
+    result = torch.bfloat16 if dtype == torch.int8 else dtype
+    for input in (STATIC,) if dtype == torch.int8 else (STATIC, PerToken()):
+        found = quant_linear(x, weight, input, dtype=result)
+        assert torch.equal(found, quant_linear(x, weight, input, dtype=result, backend="torch"))
 
 
 def test_gelu_in_the_kernel() -> None:

@@ -19,11 +19,12 @@ STATIC = PerTensor(0.02, 113)
 NEXT = PerTensor(0.05, 100)
 
 
-def make_weight(outputs: int, inputs: int, bits: int, seed: int = 0) -> QuantizedWeight:
+def make_weight(outputs: int, inputs: int, bits: int, seed: int = 0, group: int | None = None) -> QuantizedWeight:
     generator = torch.Generator().manual_seed(seed)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
     integers = torch.randint(low, high, (outputs, inputs), dtype=torch.int8, generator=generator)
-    return QuantizedWeight.from_integers(integers, torch.rand(outputs, generator=generator) * 1e-3 + 1e-5, bits)
+    shape = (outputs,) if group is None else (outputs, -(-inputs // group))
+    return QuantizedWeight.from_integers(integers, torch.rand(shape, generator=generator) * 1e-3 + 1e-5, bits, group)
 
 
 def make_x(rows: int, inputs: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:
@@ -46,15 +47,28 @@ def oracle(
     scale = weight.scale.numpy()
     if isinstance(input, PerTensor):
         levels = x.numpy() if x.dtype == torch.int8 else stored_levels(x.float().numpy(), input)
-        sums = (levels.astype(np.int64) - input.stored_zero) @ integers.T
-        y = sums.astype(np.float32) * (scale * np.float32(input.scale))
+        levels, input_scale = levels.astype(np.int64) - input.stored_zero, np.float32(input.scale)
     else:
         values = x.float().numpy()
         magnitude = np.maximum(np.abs(values).max(1, keepdims=True), np.float32(1e-30))
         highest = np.float32(input.highest)
-        sums = np.rint(values * (highest / magnitude)).astype(np.int64) @ integers.T
-        y = sums.astype(np.float32) * scale * (magnitude / highest)
+        levels, input_scale = np.rint(values * (highest / magnitude)).astype(np.int64), magnitude / highest
+    if weight.group is not None:
+        y = in_groups(levels, integers, scale, weight.group) * input_scale
+    elif isinstance(input, PerTensor):
+        y = (levels @ integers.T).astype(np.float32) * (scale * input_scale)
+    else:
+        y = (levels @ integers.T).astype(np.float32) * scale * input_scale
     return y if bias is None else y + bias.numpy()
+
+
+def in_groups(levels: np.ndarray, integers: np.ndarray, scale: np.ndarray, group: int) -> np.ndarray:
+    """Each group's sum times its scale, one added after the other in float32."""
+    total = np.zeros((len(levels), len(integers)), np.float32)
+    for index in range(scale.shape[1]):
+        inputs = slice(index * group, (index + 1) * group)
+        total += (levels[:, inputs] @ integers[:, inputs].T).astype(np.float32) * scale[:, index]
+    return total
 
 
 def gelu(y: np.ndarray) -> np.ndarray:
@@ -100,6 +114,33 @@ def test_output_is_the_oracle_to_one_ulp(
         assert torch.equal(y, torch.from_numpy(expected))
 
 
+GROUPED_SHAPES = [(1, 1, 1), (33, 97, 40), (20, 192, 24), (3, 256, 7)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", GROUPED_SHAPES, ids=str)
+def test_groups_of_inputs_have_scales_of_their_own(
+    backend: str, group: int, bits: int, shape: tuple[int, int, int]
+) -> None:
+    rows, inputs, outputs = shape
+    weight, bias = make_weight(outputs, inputs, bits, group=group), torch.linspace(-1, 1, outputs)
+    for dtype, input in ((torch.int8, STATIC), (torch.float32, STATIC), (torch.float32, PerToken())):
+        x = make_x(rows, inputs, dtype)
+        y = quant_linear(x, weight, input, bias, dtype=torch.float32, backend=backend)
+        assert torch.equal(y, torch.from_numpy(oracle(x, weight, input, bias)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_one_scale_in_every_group_is_one_scale_an_output(bits: int) -> None:
+    grouped, whole = make_weight(12, 96, bits, group=32), make_weight(12, 96, bits)
+    grouped = QuantizedWeight.from_integers(grouped.integers(), whole.scale[:, None].repeat(1, 3), bits, 32)
+    x = make_x(7, 96, torch.float32)
+    expected = quant_linear(x, whole, STATIC, backend="torch")
+    torch.testing.assert_close(quant_linear(x, grouped, STATIC, backend="torch"), expected, rtol=1e-5, atol=1e-5)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(1, 40),
@@ -109,13 +150,14 @@ def test_output_is_the_oracle_to_one_ulp(
     activation_bits=st.integers(2, 8),
     per_token=st.booleans(),
     seed=st.integers(0, 1000),
+    group=st.sampled_from([None, 32, 64, 128]),
 )
 def test_integers_are_exact_for_any_shape_and_bits(
-    rows: int, inputs: int, outputs: int, bits: int, activation_bits: int, per_token: bool, seed: int
+    rows: int, inputs: int, outputs: int, bits: int, activation_bits: int, per_token: bool, seed: int, group: int | None
 ) -> None:
     zero_point = seed % 2**activation_bits
     input = PerToken(activation_bits) if per_token else PerTensor(0.03, zero_point, activation_bits)
-    x, weight = make_x(rows, inputs, torch.float32, seed), make_weight(outputs, inputs, bits, seed)
+    x, weight = make_x(rows, inputs, torch.float32, seed), make_weight(outputs, inputs, bits, seed, group)
     y = quant_linear(x, weight, input, backend="torch")
     assert torch.equal(y, torch.from_numpy(oracle(x, weight, input, None)))
 

@@ -19,6 +19,7 @@ PROBLEMS = st.fixed_dictionaries(
         "x": st.sampled_from(["fp32", "fp16", "bf16", "i8"]),
         "scale": st.sampled_from(["tensor", "token"]),
         "packed": st.sampled_from([0, 1]),
+        "group": st.sampled_from([0, 32, 64, 128]),
         "out": st.sampled_from(["fp32", "bf16", "i8"]),
     }
 ).filter(lambda problem: problem["x"] != "i8" or problem["scale"] == "tensor")
@@ -51,6 +52,7 @@ def test_small_grids_get_more_blocks_than_tiles_of_full_size_would_give() -> Non
             "x": "i8",
             "scale": "tensor",
             "packed": 0,
+            "group": 0,
             "out": "bf16",
         }
         config = default(problem, TARGETS["sm_90"])
@@ -71,31 +73,43 @@ def test_problems_of_a_model_are_each_layer_once_per_variant() -> None:
 def test_batches_between_two_powers_of_two_share_a_bucket() -> None:
     def of(rows: int) -> str:
         shape = {"rows": rows, "outputs": 768, "inputs": 768}
-        return bucket({**shape, "x": "bf16", "scale": "tensor", "packed": 0, "out": "bf16"})
+        return bucket({**shape, "x": "bf16", "scale": "tensor", "packed": 0, "group": 0, "out": "bf16"})
 
     assert of(1025) == of(2048) != of(2049)
     assert of(1) == of(16)
 
 
-@pytest.mark.parametrize("packed", [0, 1])
-def test_an_example_is_the_problem(packed: int) -> None:
-    problem = {"rows": 5, "outputs": 6, "inputs": 8, "x": "bf16", "scale": "token", "packed": packed, "out": "fp32"}
+@pytest.mark.parametrize(("packed", "group"), [(0, 0), (1, 0), (0, 32), (1, 64)])
+def test_an_example_is_the_problem(packed: int, group: int) -> None:
+    shape = {"rows": 5, "outputs": 6, "inputs": 80}
+    problem = {**shape, "x": "bf16", "scale": "token", "packed": packed, "group": group, "out": "fp32"}
     x, weight, input, out = example(problem, torch.device("cpu"))
     assert linear_configs.problem_of(x, weight, input, out.dtype) == problem
     assert out.shape == (5, 6)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "packed", "whole"), [(256, 0, True), (255, 0, False), (256, 1, True), (255, 1, False)]
+    ("inputs", "packed", "group", "whole"),
+    [
+        (256, 0, 0, True),
+        (255, 0, 0, False),
+        (256, 1, 0, True),
+        (255, 1, 0, False),
+        (192, 1, 64, True),
+        (192, 1, 128, False),
+        (192, 0, 128, False),
+    ],
 )
-def test_masks_are_left_out_only_where_every_step_is_whole(inputs: int, packed: int, whole: bool) -> None:
-    problem = {"rows": 64, "outputs": 64, "inputs": inputs, "x": "i8", "scale": "tensor", "packed": packed, "out": "i8"}
+def test_masks_are_left_out_only_where_every_step_is_whole(inputs: int, packed: int, group: int, whole: bool) -> None:
+    shape = {"rows": 64, "outputs": 64, "inputs": inputs}
+    problem = {**shape, "x": "i8", "scale": "tensor", "packed": packed, "group": group, "out": "i8"}
     assert is_whole(problem, default(problem, TARGETS["sm_90"])) is whole
 
 
 def test_the_bound_is_traffic_for_thin_and_products_for_thick_matrices() -> None:
     rates = MachineRates(bytes_per_second=1e12, flops_per_second={"int8": 2e15})
-    thin = {"rows": 1, "outputs": 1024, "inputs": 1024, "x": "i8", "scale": "tensor", "packed": 0, "out": "i8"}
+    kinds = {"x": "i8", "scale": "tensor", "packed": 0, "group": 0, "out": "i8"}
+    thin = {"rows": 1, "outputs": 1024, "inputs": 1024, **kinds}
     assert linear_configs.bound(thin, rates) == pytest.approx((1024 + 1024**2 + 1024) / 1e12)
     thick = {**thin, "rows": 4096, "outputs": 4096, "inputs": 4096}
     assert linear_configs.bound(thick, rates) == pytest.approx(2 * 4096**3 / 2e15)

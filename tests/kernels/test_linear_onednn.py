@@ -203,3 +203,13 @@ def test_the_check_runs_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     largest_exact_weight()
     monkeypatch.setattr(processor, "_sums_are_exact", lambda _: pytest.fail("tried again"))
     assert largest_exact_weight() >= 64
+
+
+def test_groups_are_left_to_another_backend_and_refused_by_name() -> None:
+    scale, integers = torch.rand(6, 2) + 0.1, torch.ones(6, 40, dtype=torch.int8)
+    weight = QuantizedWeight.from_integers(integers, scale, 4, group=32)
+    assert not runs_in_integers(weight)
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quant_linear(x, weight, STATIC), quant_linear(x, weight, STATIC, backend="torch"))
+    with pytest.raises(BackendError, match="scales whole output channels, and this weight has a scale for each group"):
+        quant_linear(x, weight, STATIC, backend="onednn")

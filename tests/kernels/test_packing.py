@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psaq_kernels import QuantizedWeight
-from psaq_kernels.packing import pack_nibbles, packed_length, unpack_nibbles
+from psaq_kernels.packing import pack_groups, pack_nibbles, packed_length, unpack_groups, unpack_nibbles
 
 
 def integers(outputs: int, inputs: int, bits: int = 4, seed: int = 0) -> torch.Tensor:
@@ -96,3 +96,39 @@ def test_from_integers_names_the_argument() -> None:
         QuantizedWeight.from_integers(torch.zeros(2, 2), torch.ones(2))
     with pytest.raises(TypeError, match="scale must be a floating-point"):
         QuantizedWeight.from_integers(integers(2, 2), torch.ones(2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("inputs", [1, 33, 64, 200])
+def test_groups_lie_in_runs_of_bytes_and_come_back(inputs: int, group: int) -> None:
+    wanted = integers(5, inputs)
+    packed = pack_groups(wanted, group)
+    assert packed.shape == (5, -(-inputs // group) * group // 2)
+    assert torch.equal(unpack_groups(packed, inputs, group), wanted)
+    first = wanted[:, :group]
+    whole = torch.nn.functional.pad(first, (0, group - first.shape[1]))
+    assert torch.equal(packed[:, : group // 2], pack_nibbles(whole))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sums_and_scales_are_those_of_groups(bits: int) -> None:
+    wanted, scale = integers(3, 80), torch.rand(3, 3) + 0.1
+    weight = QuantizedWeight.from_integers(wanted, scale, bits, group=32)
+    assert torch.equal(weight.integers(), wanted)
+    assert weight.column_sums.tolist() == [[int(part.sum()) for part in row.split(32)] for row in wanted]
+    assert torch.equal(weight.scales(), scale.repeat_interleave(32, 1)[:, :80])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"group": 48}, "group must be 32, 64, 128 or None, got 48"),
+        ({"group": 64}, r"scale must be \(3, 2\)"),
+        ({"scale": torch.ones(3)}, r"scale must be \(3, 3\)"),
+        ({"scale": torch.zeros(3, 3)}, "positive and finite"),
+    ],
+)
+def test_wrong_groups_are_named(changed, message) -> None:
+    right = {"values": torch.zeros(3, 80, dtype=torch.int8), "scale": torch.ones(3, 3), "inputs": 80, "group": 32}
+    with pytest.raises(ValueError, match=message):
+        QuantizedWeight(column_sums=torch.zeros(3, 3, dtype=torch.int32), **{**right, **changed})
