@@ -17,5 +17,8 @@ Grid = Literal["fine", "reference"]
 Scope = Literal["all", "matmul", "linear"]
 """Which activations are quantised beside the weights; see `psaq.quantization.model.points.SCOPES`."""
 
+Group = Literal[32, 64, 128]
+"""Inputs of a linear layer that share a scale."""
+
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 """Whom an exported file is written for."""

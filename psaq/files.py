@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from psaq.digests import PARTS, WHOLE, json_digest, tensor_digests, what_differs
 from psaq.errors import PsaqError
 
-FORMAT_VERSION = 1
+OLDEST_FORMAT, FORMAT_WITH_GROUPS = 1, 2
+NEWEST_FORMAT = FORMAT_WITH_GROUPS
+"""Of all that are read. A file is written in the oldest that holds it, so that earlier versions read what they can."""
 _NAMES = ("psaq", "format_version", "header")
 _ALSO = {WHOLE, PARTS, "format"}
 """What else a file's metadata may hold; "format" is what transformers adds."""
@@ -119,19 +121,27 @@ def read_record(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], kind: str, header: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON ``header`` as one safetensors file of the given ``kind``.
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    kind: str,
+    header: Mapping[str, Any],
+    version: int = OLDEST_FORMAT,
+) -> None:
+    """Write named tensors and a JSON ``header`` as one safetensors file of the given ``kind`` and format ``version``.
 
     ``kind`` says what the file holds ("images", "quantised model", …); `load_tensors` refuses any other.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = file_metadata(kind, header, whole)
+    metadata = file_metadata(kind, header, whole, version)
     write_whole(Path(path), lambda temporary: save_file(whole, temporary, metadata))
 
 
-def file_metadata(kind: str, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def file_metadata(
+    kind: str, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], version: int = OLDEST_FORMAT
+) -> dict[str, str]:
     """What a safetensors file of psaq's says of itself, a digest of all that is in it included."""
-    metadata = {"psaq": kind, "format_version": str(FORMAT_VERSION), "header": json.dumps(dict(header))}
+    metadata = {"psaq": kind, "format_version": str(version), "header": json.dumps(dict(header))}
     return {**metadata, **tensor_digests(tensors, _digested(metadata))}
 
 
@@ -227,9 +237,9 @@ def _check_metadata(path: Path, metadata: Mapping[str, str], kind: str) -> None:
     version = metadata.get("format_version", "")
     if not version.isdigit():
         raise PsaqError(f"{path}: its format version {version!r} is not a number; write the file anew")
-    if int(version) > FORMAT_VERSION:
+    if int(version) > NEWEST_FORMAT:
         raise PsaqError(
-            f"{path}: has format {version}, newer than the {FORMAT_VERSION} read here; upgrade psaq to read it"
+            f"{path}: has format {version}, newer than the {NEWEST_FORMAT} read here; upgrade psaq to read it"
         )
     unknown = metadata.keys() - _ALSO - {*_NAMES}
     if unknown:

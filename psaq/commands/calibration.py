@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from psaq.choices import Scope
+from psaq.choices import Group, Scope
 from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
 from psaq.quantization.recipes import RECIPES, Override, Recipe, parse_precision
@@ -33,6 +33,9 @@ class Quantising:
     faithful: bool = False
     """With the paper's recipe: keep the flaw of the authors' code, activation ranges without zero lose their far
     end."""
+    group: Group | None = None
+    """Inputs that share a scale of 16 bits, in linear layers with weights of up to 4 bits; by default all inputs of an
+    output channel do."""
     override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Other bits for some layers, "blocks.*.mlp.fc2=W8A8", or none, "head=float"; may be given several times, the first
     that fits counts."""
@@ -48,7 +51,7 @@ class Quantising:
         scope = {} if self.scope is None else {"scope": self.scope}
         recipe = RECIPES[self.recipe](weights or named_weights, activations, **scope)
         overrides = tuple(parse_override(text) for text in self.override)
-        return replace(recipe, faithful=self.faithful, overrides=overrides)
+        return replace(recipe, faithful=self.faithful, group=self.group, overrides=overrides)
 
     def folder(self, command: str) -> Path:
         """Where the run goes."""

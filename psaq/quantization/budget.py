@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,14 +21,15 @@ from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import WEIGHT, layer_of, weight_points
 from psaq.quantization.pipeline import calibrate_at_once, prepared
 from psaq.quantization.quantizers.bits import MAX_BITS
-from psaq.quantization.quantizers.weights import bits_at, weight_quantizer
+from psaq.quantization.quantizers.weights import bits_at, group_of, weight_quantizer
 from psaq.quantization.recipes import Override, Recipe
 from psaq.quantization.sensitivity import costs_alone, switched_off
-from psaq_kernels.packing import NIBBLE_BITS, packed_length
+from psaq_kernels.packing import NIBBLE_BITS, group_count, packed_length
 
 _WIDTHS = (NIBBLE_BITS, MAX_BITS)  # any other takes the room of the next
 _STATES = 200_000  # sizes that the search tells apart
 _PER_TENSOR = 200  # bytes of header that one more tensor takes, at most
+_PER_GROUP = 16  # and that to name a weight's group takes
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _sizes_and_room(
     """How each free layer's weight may be stored, and the bytes that all of them may take together."""
     free = {name: layer_of(name) for name in weight_points(qmodel) if not _is_named(layer_of(name), recipe)}
     at_8_bits = _file_size(qmodel, batches, recipe, free)
-    sizes = {layer: _sizes(qmodel.get_parameter(f"{layer}.weight")) for layer in free.values()}
+    sizes = {layer: _sizes(qmodel.get_submodule(layer), recipe) for layer in free.values()}
     room = budget(at_8_bits) - at_8_bits + sum(max(options) for options in sizes.values())
     _check_room(room, sizes, budget(at_8_bits))
     return sizes, room
@@ -151,7 +153,7 @@ def _measured(
     """Every way to store each layer's weight, with the noise that it adds when all others are in float."""
     entries = {(layer, size, bits): f"{layer} at {bits} bits" for layer in sizes for size, bits in sizes[layer].items()}
     switches = {
-        entry: {f"{layer}.{WEIGHT}": weight_quantizer(qmodel.get_parameter(f"{layer}.weight"), bits, recipe)}
+        entry: {f"{layer}.{WEIGHT}": _weight_quantizer(qmodel, layer, bits, recipe)}
         for (layer, _, bits), entry in entries.items()
     }
     costs = costs_alone(qmodel, batches, switches, progress)
@@ -161,10 +163,21 @@ def _measured(
     return choices
 
 
-def _sizes(weight: Tensor) -> dict[int, int]:
-    """Bytes in the file → the most bits per weight that they hold."""
-    columns = weight[0].numel()
-    return {len(weight) * (packed_length(columns) if bits <= NIBBLE_BITS else columns): bits for bits in _WIDTHS}
+def _weight_quantizer(qmodel: nn.Module, name: str, bits: int, recipe: Recipe) -> nn.Module:
+    layer = qmodel.get_submodule(name)
+    assert isinstance(layer, QuantLayer)
+    return weight_quantizer(layer.rows(layer.weight), bits, recipe, group_of(layer, bits, recipe))
+
+
+def _sizes(layer: nn.Module, recipe: Recipe) -> dict[int, int]:
+    """Bytes in the file, its scales' included → the most bits per weight that they hold."""
+    return {_size(layer, bits, group_of(layer, bits, recipe)): bits for bits in _WIDTHS}
+
+
+def _size(layer: Any, bits: int, group: int | None) -> int:
+    rows, columns = len(layer.weight), layer.weight[0].numel()
+    integers = rows * (packed_length(columns) if bits <= NIBBLE_BITS else columns)
+    return integers + (4 * rows if group is None else 2 * rows * group_count(columns, group) + _PER_GROUP)
 
 
 def _file_size(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, free: Mapping[str, str]) -> int:

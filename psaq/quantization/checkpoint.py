@@ -18,7 +18,17 @@ from psaq.quantization.hugging_face.folder import is_folder_for, weights_file, w
 from psaq.quantization.hugging_face.saving import own_way_to_save
 from psaq.quantization.model.conversion import converted, own_copy
 from psaq.quantization.sound import check_header
-from psaq.quantization.stored import KIND, add_structure, contents, data_of, errors_of, furnish, misfit, unpacked
+from psaq.quantization.stored import (
+    KIND,
+    add_structure,
+    contents,
+    data_of,
+    errors_of,
+    format_of,
+    furnish,
+    misfit,
+    unpacked,
+)
 from psaq.quantization.upgrade import upgraded
 
 __all__ = ["KIND", "load", "save"]
@@ -42,7 +52,7 @@ def save(qmodel: nn.Module, path: Path | str) -> None:
         write_folder(qmodel, path)
     else:
         tensors, header = contents(qmodel)
-        save_tensors(path, tensors, KIND, header)
+        save_tensors(path, tensors, KIND, header, format_of(header))
     if model_source(qmodel) is None:
         name = type(qmodel).__name__
         note(f"{path}: holds no way to build a {name}; to load it, psaq.load(path, model=ARCHITECTURE)")

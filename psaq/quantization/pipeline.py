@@ -33,9 +33,11 @@ from psaq.quantization.passes.pixels import read_pixels
 from psaq.quantization.passes.rotation import rotate_heads, rotate_stream
 from psaq.quantization.quantizers.activations import activation_quantizer, observer
 from psaq.quantization.quantizers.observers import MinMaxObserver
-from psaq.quantization.quantizers.weights import quantised_points, weight_quantizer
+from psaq.quantization.quantizers.weights import group_of, is_in_groups, quantised_points, weight_quantizer
 from psaq.quantization.recipes import Recipe
 from psaq.suggestions import did_you_mean
+
+_NAMED = 4  # of layers that lack something
 
 
 def quantize(
@@ -97,7 +99,7 @@ def prepared(
     qmodel, trace = converted(model, originals[0])
     check_overrides(qmodel, recipe)
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
-    qmodel.psaq_left_out = _rescale(qmodel, trace, batches, recipe)  # type: ignore[assignment]
+    qmodel.psaq_left_out = {**_rescale(qmodel, trace, batches, recipe), **_ungrouped(qmodel, recipe)}  # type: ignore[assignment]
     return qmodel, batches
 
 
@@ -132,6 +134,16 @@ def _rescale(qmodel: nn.Module, trace: Trace, batches: list[Tensor], recipe: Rec
     return missing
 
 
+def _ungrouped(qmodel: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """Which weights have no groups although the recipe asks for them."""
+    bits = {layer_of(name): bits for name, bits in quantised_points(qmodel, weight_points(qmodel), recipe).items()}
+    without = [name for name in bits if not is_in_groups(qmodel.get_submodule(name), bits[name])]
+    if recipe.group is None or not without:
+        return {}
+    named = ", ".join([*without[:_NAMED], *(["…"] if len(without) > _NAMED else [])])
+    return {"weights in groups": f"{named}: convolutions, and more than 4 bits, have one scale an output channel"}
+
+
 def _attention_parts(recipe: Recipe) -> list[str]:
     parts = {"rotated heads": recipe.rotate == "all", "equalised attention": recipe.equalize}
     return [part for part, asked_for in parts.items() if asked_for]
@@ -153,7 +165,8 @@ def calibrate_at_once(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, 
     for name, bits in quantised_points(qmodel, weight_points(qmodel), recipe).items():
         layer = qmodel.get_submodule(layer_of(name))
         assert isinstance(layer, QuantLayer)
-        qmodel.set_submodule(name, weight_quantizer(layer.rows(layer.weight), bits, recipe))
+        group = group_of(layer, bits, recipe)
+        qmodel.set_submodule(name, weight_quantizer(layer.rows(layer.weight), bits, recipe, group))
 
 
 @torch.no_grad()

@@ -4,13 +4,13 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from psaq.choices import Scope
+from psaq.choices import Group, Scope
 from psaq.errors import PsaqError
-from psaq.quantization.quantizers.bits import check_bits
+from psaq.quantization.quantizers.bits import SCALE_BITS, check_bits, may_be_grouped
 from psaq.suggestions import did_you_mean
 
 _FEW_BITS = 4
@@ -49,6 +49,9 @@ class Recipe:
     """Weights: to the nearest level each, or so that later ones make up for the error of earlier ones."""
     damping: float = 0.3
     """Of GPTQ: added to its Hessian's diagonal, as a part of its mean. More trusts the calibration images less."""
+    group: Group | None = None
+    """Weights of up to 4 bits, of linear layers: inputs that share a scale of 16 bits, 32, 64 or 128. None: all of an
+    output channel, as in other layers and in those of no more inputs."""
     pixel_grid: bool = False
     """Quantise images at 8 bits from black to white, level by level, not over the range that was observed. It takes a
     model that says how its images are normalised, and calibration images that keep to that: noise does not."""
@@ -88,6 +91,9 @@ class Recipe:
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise PsaqError(f"{field} {(value := getattr(self, field))!r}{did_you_mean(str(value), allowed)}")
+        if self.group is not None and (type(self.group) is not int or self.group not in get_args(Group)):
+            sizes = ", ".join(map(str, get_args(Group)))
+            raise PsaqError(f"group {self.group!r}: must be {sizes} inputs, or None for one scale an output channel")
         self._check_switches_and_numbers()
 
     def _check_switches_and_numbers(self) -> None:
@@ -165,6 +171,21 @@ class Recipe:
         return hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]
 
     @property
+    def weight_bits(self) -> float:
+        """Bits that a weight takes with its part of its group's scale: 4.25 for 4 bits in groups of 64. Scales of whole
+        channels count for nothing."""
+        if self.group is None or not may_be_grouped(self.weights):
+            return self.weights
+        return self.weights + SCALE_BITS / self.group
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The fields as files hold them: without a group where there is none, so that versions before groups read
+        them."""
+        every = asdict(self)
+        return every if self.group is not None else {name: value for name, value in every.items() if name != "group"}
+
+    @property
     def in_order(self) -> bool:
         """Whether a layer's quantiser depends on what the layers before it emit once they are quantised."""
         return (
@@ -177,10 +198,11 @@ class Recipe:
 
     def __str__(self) -> str:
         kind = "" if self.weight_scales == "max" else ", accurate"
+        group = "" if self.group is None else f", groups of {self.group}: {self.weight_bits:g} bits a weight"
         faithful = ", faithful" if self.faithful else ""
         count = len(self.overrides)
         overrides = f", {count} override{'s' if count > 1 else ''}" if count else ""
-        return f"W{self.weights}A{self.activations} ({self.scope}{kind}{faithful}{overrides})"
+        return f"W{self.weights}A{self.activations} ({self.scope}{kind}{faithful}{overrides}{group})"
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"paper": Recipe.paper, "accurate": Recipe.accurate}

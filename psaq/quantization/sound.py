@@ -15,7 +15,7 @@ from psaq.quantization.model.points import BARE_WEIGHT, WEIGHT, layer_of, role
 from psaq.quantization.model.structure import Structure
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 from psaq.quantization.quantizers.uneven import SplitQuantizer
-from psaq.quantization.quantizers.weights import quantised_points
+from psaq.quantization.quantizers.weights import group_of, quantised_points
 from psaq.quantization.recipes import Recipe
 
 _ALWAYS = {"recipe", "model", "data", "points"}
@@ -81,7 +81,8 @@ def check_description(name: str, description: Mapping[str, Any]) -> None:
         "log": {"kind", "bits"},
         "split": {"kind", "bits", "negative_levels", "curve"},
     }
-    if description.keys() != wanted.get(kind) or not isinstance(description.get("symmetric", True), bool):
+    optional = {"group"} if kind == "affine" and role(name) == WEIGHT else set()
+    if description.keys() - optional != wanted.get(kind) or not isinstance(description.get("symmetric", True), bool):
         raise _damaged(f"{name} is described by {dict(description)}")
 
 
@@ -96,6 +97,8 @@ def check_numbers(qmodel: nn.Module, tensors: Mapping[str, Tensor], points: Iter
         quantizer: Any = qmodel.get_submodule(name)
         if wanted.get(name) != quantizer.bits:
             raise _damaged(f"{name} has {quantizer.bits} bits, and {wanted.get(name)} by the recipe")
+        if role(name) == WEIGHT and quantizer.group != (group := _group(qmodel, name, quantizer.bits, recipe)):
+            raise _damaged(f"{name} is in groups of {quantizer.group}, and of {group} by the recipe")
         _check_quantizer(name, quantizer, tensors)
     for name, tensor in tensors.items():
         if name.rpartition(".")[2] in _POSITIVE and layer_of(name).endswith(".pixels"):
@@ -133,7 +136,10 @@ def _check_quantizer(name: str, quantizer: Quantizer, tensors: Mapping[str, Tens
 
 def _check_affine(name: str, quantizer: AffineQuantizer, numbers: Mapping[str, Tensor]) -> None:
     scale, zero_point = numbers["scale"], numbers.get("zero_point")
-    if scale.ndim > (1 if role(name) in (WEIGHT, BARE_WEIGHT) else 0):
+    if quantizer.group is not None and scale.dtype != torch.float16:
+        raise _damaged(f"{name}.scale is {scale.dtype}, not torch.float16")
+    most = 1 if role(name) in (WEIGHT, BARE_WEIGHT) else 0
+    if scale.ndim != 2 if quantizer.group is not None else scale.ndim > most:
         raise _damaged(f"{name}.scale is of shape {tuple(scale.shape)}")
     if zero_point is None:
         return
@@ -143,9 +149,14 @@ def _check_affine(name: str, quantizer: AffineQuantizer, numbers: Mapping[str, T
         raise _damaged(f"{name}.zero_point is beyond [{quantizer.lowest}, {quantizer.highest}]")
 
 
+def _group(qmodel: nn.Module, point: str, bits: int, recipe: Recipe) -> int | None:
+    return group_of(qmodel.get_submodule(layer_of(point)), bits, recipe)
+
+
 def _check_positive(name: str, numbers: Tensor) -> None:
     """Whether every number, its inverse and its multiples are finite."""
-    if not numbers.is_floating_point() or not bool(((numbers >= _SMALLEST) & (numbers.float() * 256).isfinite()).all()):
+    wide = numbers.float()  # in half precision the smallest would be 0
+    if not numbers.is_floating_point() or not bool(((wide >= _SMALLEST) & (wide * 256).isfinite()).all()):
         raise _damaged(f"{name} is not positive and finite")
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.files import FORMAT_WITH_GROUPS, OLDEST_FORMAT
 from psaq.models.features import FeatureSite, feature_sites
 from psaq.models.image_format import square
 from psaq.models.zoo import DataConfig, data_config, model_source
@@ -24,7 +25,7 @@ from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer, UnevenQuantizer
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sound import check_data, check_description, check_integers, check_numbers, check_structure
-from psaq_kernels.packing import NIBBLE_BITS, pack_nibbles, packed_length, unpack_nibbles
+from psaq_kernels.packing import NIBBLE_BITS, group_count, pack_nibbles, packed_length, unpack_nibbles
 
 KIND = "quantised model"
 
@@ -37,7 +38,7 @@ def contents(qmodel: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; save what psaq.quantize returned")
     points = live_points(qmodel)
     header = {
-        "recipe": asdict(recipe),
+        "recipe": recipe.stored,
         "model": None if source is None else asdict(source),
         "data": asdict(data_config(qmodel)),
         "points": {name: _description(point) for name, point in points.items()},
@@ -46,7 +47,13 @@ def contents(qmodel: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "left_out": left_out(qmodel),
         "dtype": str(next(qmodel.parameters()).dtype).removeprefix("torch."),
     }
-    return {**qmodel.state_dict(), **{weight_name(name): _packed(qmodel, name) for name in weights(points)}}, header
+    packed = {weight_name(name): _packed(qmodel, name) for name in weights(points)}
+    return {**qmodel.state_dict(), **packed, **_scales_of_groups(points)}, header
+
+
+def format_of(header: Mapping[str, Any]) -> int:
+    """The oldest format that holds what a header says."""
+    return OLDEST_FORMAT if header["recipe"].get("group") is None else FORMAT_WITH_GROUPS
 
 
 @contextmanager
@@ -114,7 +121,8 @@ def _add_pixels(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _description(point: nn.Module) -> dict[str, Any]:
     if isinstance(point, AffineQuantizer):
-        return {"bits": point.bits, "symmetric": point.symmetric}
+        group = {} if point.group is None else {"group": point.group}
+        return {"bits": point.bits, "symmetric": point.symmetric, **group}
     if isinstance(point, LogQuantizer):
         return {"kind": "log", "bits": point.bits}
     if isinstance(point, SplitQuantizer):
@@ -135,7 +143,13 @@ def _blank(description: Mapping[str, Any], tensors: Mapping[str, Tensor], name: 
         )
     scale = tensors[f"{name}.scale"]
     zero_point = None if description["symmetric"] else torch.zeros_like(scale)
-    return AffineQuantizer(scale, zero_point, description["bits"])
+    return AffineQuantizer(scale, zero_point, description["bits"], description.get("group"))
+
+
+def _scales_of_groups(points: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """In the 16 bits that hold them."""
+    grouped = {name: point for name, point in points.items() if getattr(point, "group", None) is not None}
+    return {f"{name}.scale": point.get_buffer("scale").half() for name, point in grouped.items()}
 
 
 def _packed(qmodel: nn.Module, name: str) -> Int[Tensor, "out packed"]:
@@ -158,8 +172,9 @@ def unpacked(
         stored, shape = tensors[weight], layer.rows(layer.weight).shape
         if stored.shape != packed_shape(qmodel, name):
             raise misfit(qmodel, f"{weight} is {tuple(stored.shape)}, not {packed_shape(qmodel, name)}")
-        if quantizer.per_channel and quantizer.scale.shape != shape[:1]:
-            raise misfit(qmodel, f"{name}.scale is {tuple(quantizer.scale.shape)}, not {tuple(shape[:1])}")
+        scales = shape[:1] if quantizer.group is None else (shape[0], group_count(shape[1], quantizer.group))
+        if quantizer.scale.ndim and quantizer.scale.shape != scales:
+            raise misfit(qmodel, f"{name}.scale is {tuple(quantizer.scale.shape)}, not {tuple(scales)}")
         if stored.dtype != (kind := torch.uint8 if quantizer.bits <= NIBBLE_BITS else torch.int8):
             raise misfit(qmodel, f"{weight} is {stored.dtype}, not {kind}")
         integers = unpack_nibbles(stored, shape[1:].numel()) if quantizer.bits <= NIBBLE_BITS else stored

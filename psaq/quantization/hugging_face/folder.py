@@ -14,7 +14,7 @@ from psaq.models.data import data_config
 from psaq.models.image_format import DataConfig
 from psaq.models.transformers_data import INTERPOLATIONS, is_transformers, processor_class, processor_data
 from psaq.models.transformers_library import without_elsewhere
-from psaq.quantization.stored import KIND, contents
+from psaq.quantization.stored import KIND, contents, format_of
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 
@@ -44,7 +44,7 @@ def write_folder(qmodel: nn.Module, folder: Path) -> None:
     tensors, header = contents(qmodel)
     configuration = _configuration(qmodel, header)
     make_folder(folder)
-    save_tensors(folder / WEIGHTS, tensors, KIND, header)
+    save_tensors(folder / WEIGHTS, tensors, KIND, header, format_of(header))
     processor = _image_processor(qmodel)
     if processor is not None:
         write_json(folder / PROCESSOR, processor)

@@ -7,7 +7,6 @@ way integers become the weights that they stand for.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from psaq.errors import PsaqError
-from psaq.files import FORMAT_VERSION, file_metadata, load_tensors
+from psaq.files import NEWEST_FORMAT, OLDEST_FORMAT, file_metadata, load_tensors
 from psaq.models.calling import takes
 from psaq.models.sources import ModelSource
 from psaq.models.transformers_library import attention_of
@@ -40,6 +39,7 @@ from psaq.quantization.stored import (
     contents,
     data_of,
     errors_of,
+    format_of,
     furnish,
     misfit,
     packed_shape,
@@ -71,9 +71,9 @@ class PsaqConfig(QuantizationConfigMixin):
         **_: Any,
     ):
         self.quant_method = METHOD
-        if format_version != FORMAT_VERSION:
+        if format_version not in range(OLDEST_FORMAT, NEWEST_FORMAT + 1):
             raise PsaqError(
-                f"quantization_config: has format {format_version!r}, not the {FORMAT_VERSION} read here; "
+                f"quantization_config: has format {format_version!r}, and {OLDEST_FORMAT} to {NEWEST_FORMAT} are read; "
                 "upgrade psaq, or save the model anew"
             )
         if not recipe:
@@ -138,13 +138,14 @@ class PsaqQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, AffineQuantizer) and module.symmetric:
                 module.zero_point.zero_()  # no file holds it
+                module.scale = module.scale.float()  # of groups, a file holds it in half precision
         model._weight_conversions = []  # none is to be undone by save_pretrained
         return in_own_memory(nn.Module.to(model, self._dtype))
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `psaq.save` writes."""
         tensors, header = contents(model)
-        return tensors, file_metadata(KIND, header, tensors)
+        return tensors, file_metadata(KIND, header, tensors, format_of(header))
 
     def is_serializable(self) -> bool:
         """``save_pretrained`` writes what ``from_pretrained`` reads."""
@@ -199,7 +200,8 @@ def register() -> None:
 
 def quantization_config(qmodel: Any) -> PsaqConfig:
     """What the configuration of a quantised model says of psaq."""
-    return PsaqConfig(asdict(qmodel.psaq_recipe), attention_of(qmodel.config), FORMAT_VERSION)
+    recipe = qmodel.psaq_recipe.stored
+    return PsaqConfig(recipe, attention_of(qmodel.config), format_of({"recipe": recipe}))
 
 
 def give_quantizer(qmodel: Any) -> None:
@@ -213,7 +215,7 @@ def give_quantizer(qmodel: Any) -> None:
 def _checked(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as JSON has it. Raises PsaqError where it is none."""
     try:
-        return json.loads(json.dumps(asdict(Recipe(**recipe))))
+        return json.loads(json.dumps(Recipe(**recipe).stored))
     except TypeError as error:
         raise PsaqError(f"recipe: is damaged ({error}); save the model anew with psaq.save") from error
 

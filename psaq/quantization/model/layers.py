@@ -6,7 +6,8 @@ and the deployed model agree to the last bit; products of the scaled numbers wou
 later quantisers amplify to the size of their own noise.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,12 @@ out_of_sight = torch._C.DisableTorchFunction
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a linear or a convolution layer, by its own class or one that it derives from."""
-    return isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or _is_transposed_linear(module)
+    return is_linear(module) or isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED))
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether every output is a product of the last axis with a row of the weight."""
+    return isinstance(layer, nn.Linear) or _is_transposed_linear(layer)
 
 
 def ordinary(layer: nn.Module) -> "type[QuantLayer] | None":
@@ -88,10 +94,21 @@ class QuantLayer(Quantized):
             weight = self.weight if isinstance(quantizer, Point) else self.from_rows(quantizer(self.rows(self.weight)))
             y = product(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
             return self.output(y.to(self.weight.dtype))
-        weight = self.from_rows(quantizer.steps(self.rows(self.weight)))
-        sums = product(input.steps(x).to(weight.dtype), weight, None)
-        y = sums * self._by_channel(input.scale * quantizer.scale)
+        if quantizer.group is not None:
+            y = self._summed_by_groups(product, x) * input.scale
+        else:
+            weight = self.from_rows(quantizer.steps(self.rows(self.weight)))
+            sums = product(input.steps(x).to(weight.dtype), weight, None)
+            y = sums * self._by_channel(input.scale * quantizer.scale)
         return self.output((y if bias is None else y + self._by_channel(bias)).to(self.weight.dtype))
+
+    def _summed_by_groups(self, product: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """The sums of whole numbers, each group's times its scale, one added after the other."""
+        quantizer = self.weight_quantizer
+        rows = quantizer.steps(self.rows(self.weight))
+        levels = self.input.steps(x).to(rows.dtype)
+        parts = zip(levels.split(quantizer.group, -1), rows.split(quantizer.group, 1), quantizer.scale.T, strict=True)
+        return sum_in_order(product(part, self.from_rows(weights), None) * scale for part, weights, scale in parts)
 
     def _by_channel(self, numbers: Float[Tensor, " out"]) -> Tensor:
         spatial = self.weight.ndim - 2
@@ -128,6 +145,11 @@ def add_to_bias(layer: Any, offset: Float[Tensor, " out"]) -> None:
         layer.bias.data += offset.to(layer.bias)
 
 
+def sum_in_order(terms: Iterable[Tensor]) -> Tensor:
+    """The first and the second, then the third, and so on: sums of floats depend on it."""
+    return functools.reduce(torch.add, terms)
+
+
 def is_patchwise(layer: nn.Module) -> bool:
     """Whether a convolution is a linear layer on patches that do not overlap."""
     if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
@@ -146,7 +168,7 @@ def flattened_patches(
 
 
 def _are_uniform(input: nn.Module, weight: nn.Module) -> bool:
-    """Whether x̂ and ŵ are whole multiples of one scale each per output."""
+    """Whether x̂ is whole multiples of one scale, and ŵ of one per output or per output and group of inputs."""
     if not isinstance(input, AffineQuantizer) or not isinstance(weight, AffineQuantizer):
         return False
     return not input.per_channel and weight.symmetric

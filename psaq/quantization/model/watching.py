@@ -18,6 +18,7 @@ from psaq.models.subclassed import subclassed
 from psaq.quantization.model.layers import QuantLayer, ordinary, out_of_sight
 from psaq.quantization.model.points import Point, Quantized
 from psaq.quantization.quantizers.affine import AffineQuantizer, least_error_per_channel
+from psaq.quantization.quantizers.groups import in_groups
 
 Entry = tuple[str | None, ...] | None
 """The points of one call, by place; None where it has none. Of a layer's call that is not made by the layer itself: the
@@ -87,8 +88,14 @@ def _take_over(old: QuantLayer, new: nn.Module) -> None:
         new.add_module(name, child)
     if isinstance(old.weight_quantizer, AffineQuantizer):
         rows = new.rows(new.weight)
-        new.weight_quantizer = least_error_per_channel(rows, old.weight_quantizer.bits)
+        new.weight_quantizer = _least_error(rows, old.weight_quantizer.bits, old.weight_quantizer.group)
         new.weight.data.copy_(new.from_rows(new.weight_quantizer(rows)))
+
+
+def _least_error(rows: Tensor, bits: int, group: int | None) -> AffineQuantizer:
+    if group is None:
+        return least_error_per_channel(rows, bits)
+    return in_groups(rows, group, lambda part, _: least_error_per_channel(part, bits))
 
 
 def points_of(calls: Mapping[Kind, tuple[Entry, ...]]) -> list[str]:

@@ -29,23 +29,30 @@ def round_weight(
     order = second_moment.diagonal().argsort(descending=True)
     upper = _inverse_factor(second_moment[order][:, order], damping)
     columns = weight.detach().to(upper)[:, order].clone()
+    scales = quantizer.scales(len(order))[:, order]
     rounded = torch.empty_like(columns)
     for start in range(0, len(order), _BLOCK):
         block = slice(start, min(start + _BLOCK, len(order)))
-        errors = _round_block(columns, rounded, block, quantizer, upper)
+        errors = _round_block(columns, rounded, block, quantizer, scales, upper)
         columns[:, block.stop :] -= errors @ upper[block, block.stop :]
     return rounded[:, order.argsort()].to(weight.dtype)
 
 
 def _round_block(
-    columns: Tensor, rounded: Tensor, block: slice, quantizer: AffineQuantizer, upper: Float[Tensor, "in in"]
+    columns: Tensor,
+    rounded: Tensor,
+    block: slice,
+    quantizer: AffineQuantizer,
+    scales: Float[Tensor, "out in"],
+    upper: Float[Tensor, "in in"],
 ) -> Float[Tensor, "out block"]:
     """Round the block's columns in place, one after the other; returns their errors in units of the factor."""
     errors = columns.new_empty(len(columns), block.stop - block.start)
-    steps, lowest, highest = quantizer.scale.reciprocal(), quantizer.lowest, quantizer.highest
+    lowest, highest = quantizer.lowest, quantizer.highest
     for offset, column in enumerate(range(block.start, block.stop)):
-        levels = columns[:, column].float().mul_(steps).round_().clamp_(lowest, highest)
-        rounded[:, column] = levels.mul_(quantizer.scale)  # what the quantiser does, without its ceremony
+        scale = scales[:, column]
+        levels = columns[:, column].float().mul_(scale.reciprocal()).round_().clamp_(lowest, highest)
+        rounded[:, column] = levels.mul_(scale)  # what the quantiser does, without its ceremony
         error = (columns[:, column] - rounded[:, column]) / upper[column, column]
         columns[:, column + 1 : block.stop] -= error[:, None] * upper[column, column + 1 : block.stop]
         errors[:, offset] = error

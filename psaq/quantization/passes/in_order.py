@@ -17,7 +17,13 @@ from psaq.quantization.passes.distillation import distil
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import activation_quantizer, observer
-from psaq.quantization.quantizers.weights import quantised_points, refitted_weight, rounded_weight, weight_quantizer
+from psaq.quantization.quantizers.weights import (
+    group_of,
+    quantised_points,
+    refitted_weight,
+    rounded_weight,
+    weight_quantizer,
+)
 from psaq.quantization.recipes import Recipe
 
 _MOST_INPUTS = 8192
@@ -98,11 +104,12 @@ def _quantize_weight(quantised: Walk, reference: Walk, name: str, bits: int, rec
     rows = layer.rows(layer.weight)
     weight = rows.flatten(1).double()
     statistics = _input_statistics(quantised, reference, layer_of(name), recipe)
+    group = group_of(layer, bits, recipe)
     if statistics is None:
-        layer.weight_quantizer = weight_quantizer(rows, bits, recipe)
+        layer.weight_quantizer = weight_quantizer(rows, bits, recipe, group)
         return
     wanted = refitted_weight(weight, statistics, recipe.error_correction)
-    quantizer = weight_quantizer(wanted, bits, recipe, statistics.second_moment.diagonal())
+    quantizer = weight_quantizer(wanted, bits, recipe, group, statistics.second_moment.diagonal())
     rounded = rounded_weight(wanted, quantizer, statistics.second_moment, recipe)
     layer.weight_quantizer = quantizer
     layer.weight.copy_(layer.from_rows(rounded.view_as(rows)))

@@ -33,18 +33,27 @@ class AffineQuantizer(Quantizer):
     again changes no bit.
 
     Args:
-        scale: the width of a step; one positive number per tensor, or one per output channel (axis 0).
+        scale: the width of a step; one positive number per tensor, one per output channel (axis 0), or one per output
+            channel and group of inputs.
         zero_point: the integer that stands for 0.0, of the scale's shape: integers run from 0 to 2^b − 1.
             None: symmetric, 0 stands for 0.0 and integers run from −2^(b−1) to 2^(b−1) − 1.
         bits: 2 to 8.
+        group: inputs that share a scale, where an output channel has several; the last group may be shorter.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, scale: Float[Tensor, "*channels"], zero_point: Int[Tensor, "*channels"] | None, bits: int):
+    def __init__(
+        self,
+        scale: Float[Tensor, "*channels"],
+        zero_point: Int[Tensor, "*channels"] | None,
+        bits: int,
+        group: int | None = None,
+    ):
         super().__init__()
         self.bits = check_bits("bits", bits)
+        self.group = group
         self.symmetric = zero_point is None
         self.lowest, self.highest = integer_range(bits, self.symmetric)
         zeros = torch.zeros_like(scale) if zero_point is None else zero_point
@@ -59,6 +68,11 @@ class AffineQuantizer(Quantizer):
     def per_channel(self) -> bool:
         """Whether every output channel has a scale of its own."""
         return self.scale.ndim == 1
+
+    def scales(self, inputs: int) -> Float[Tensor, "out inputs"]:
+        """The scale of every weight of a matrix with so many inputs."""
+        scale = self.scale.view(-1, 1) if self.group is None else self._by_input(self.scale, inputs)
+        return scale.expand(-1, inputs)
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return (self.steps(x) * self._broadcast(self.scale, x)).to(x.dtype)
@@ -80,10 +94,18 @@ class AffineQuantizer(Quantizer):
         return centred.float() * self._broadcast(self.scale, integers)
 
     def _broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
+        if self.group is not None:
+            return self._by_input(parameter, x.shape[1])
         return parameter.view(-1, *[1] * (x.ndim - 1)) if self.per_channel else parameter
+
+    def _by_input(self, parameter: Float[Tensor, "out groups"], inputs: int) -> Float[Tensor, "out inputs"]:
+        assert self.group is not None
+        return parameter.repeat_interleave(self.group, 1)[:, :inputs]
 
     def extra_repr(self) -> str:
         kind = "int" if self.symmetric else "uint"
+        if self.group is not None:
+            return f"{kind}{self.bits}, {len(self.scale)} channels in groups of {self.group} inputs"
         if self.per_channel:
             return f"{kind}{self.bits}, {len(self.scale)} channels"
         if self.scale.is_meta:
@@ -113,6 +135,8 @@ class _Steps(torch.autograd.Function):
             return through, None, None, None, None
         # The rounded quotient is taken for x / scale, whose derivative by the scale is −x / scale².
         slopes = quotients.mul_(through)
+        if scale.shape == slopes.shape:  # of groups, a scale for every input
+            return through, -slopes, None, None, None
         by_channel = slopes.flatten(1).sum(1) if scale.numel() > 1 else slopes.sum()
         return through, -by_channel.view_as(scale), None, None, None
 

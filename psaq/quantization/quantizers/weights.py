@@ -6,21 +6,49 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.quantization.model.layers import QuantLayer, is_linear
 from psaq.quantization.model.points import BARE_WEIGHT, WEIGHT, layer_of, role
 from psaq.quantization.passes.gptq import round_weight
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import is_end
 from psaq.quantization.quantizers.affine import AffineQuantizer, least_error_per_channel, symmetric_per_channel
+from psaq.quantization.quantizers.bits import may_be_grouped
+from psaq.quantization.quantizers.groups import in_groups
 from psaq.quantization.recipes import Recipe
 
 
 def weight_quantizer(
-    weight: Float[Tensor, "out ..."], bits: int, recipe: Recipe, importance: Float[Tensor, " in"] | None = None
+    weight: Float[Tensor, "out ..."],
+    bits: int,
+    recipe: Recipe,
+    group: int | None,
+    importance: Float[Tensor, " in"] | None = None,
 ) -> AffineQuantizer:
-    """The scales, one per output channel, that the recipe asks for."""
+    """The scales that the recipe asks for, one per output channel or, with ``group``, one for so many of its inputs."""
+    if group is not None:
+        return in_groups(weight, group, lambda part, inputs: _per_channel(part, bits, recipe, importance, inputs))
+    return _per_channel(weight, bits, recipe, importance, slice(None))
+
+
+def _per_channel(
+    weight: Float[Tensor, "out ..."], bits: int, recipe: Recipe, importance: Tensor | None, inputs: slice
+) -> AffineQuantizer:
     if recipe.weight_scales == "max":
         return symmetric_per_channel(weight, bits)
-    return least_error_per_channel(weight, bits, importance)
+    return least_error_per_channel(weight, bits, None if importance is None else importance[inputs])
+
+
+def group_of(layer: nn.Module, bits: int, recipe: Recipe) -> int | None:
+    """How many of the layer's inputs share a scale, where they are not all of them."""
+    if recipe.group is None or not is_in_groups(layer, bits):
+        return None
+    assert isinstance(layer, QuantLayer)
+    return recipe.group if layer.rows(layer.weight).shape[1] > recipe.group else None
+
+
+def is_in_groups(layer: nn.Module, bits: int) -> bool:
+    """Whether such a weight may be in groups: neither a convolution's nor one of more than 4 bits."""
+    return is_linear(layer) and may_be_grouped(bits)
 
 
 def refitted_weight(

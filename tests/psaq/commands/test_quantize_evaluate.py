@@ -65,6 +65,15 @@ def test_noise_calibrates_on_what_gaussian_images_gives(vit, tmp_path, capsys):
     assert "W4A6 (matmul)" in capsys.readouterr().out
 
 
+def test_weights_in_groups_are_an_option(vit, tmp_path, capsys):
+    Quantize(precision="W4A8", recipe="paper", group=32, gaussian=True, num_images=3, out=tmp_path / "run").run()
+    qmodel = load(tmp_path / "run" / "model.safetensors", vit)
+    assert same_scales(qmodel, quantize(vit, gaussian_images(vit, 3, 0), replace(Recipe.paper(4, 8), group=32)))
+    printed = capsys.readouterr().out
+    assert "groups of 32: 4.5 bits a weight" in printed
+    assert "without weights in groups: patch_embed.proj: convolutions" in printed
+
+
 def test_a_folder_gives_its_first_pictures(vit, photos, tmp_path):
     Quantize(recipe="paper", images=photos, num_images=3, crop_pct=0.9, out=tmp_path / "run").run()
     first = [photos / "class0" / "0.png", photos / "class0" / "1.png", photos / "class1" / "0.png"]

@@ -110,6 +110,18 @@ def test_all_ways_to_load_give_the_saved_models_outputs(build, auto_class, tmp_p
     assert capfd.readouterr() == ("", "")
 
 
+def test_weights_in_groups_come_back_as_they_were(tmp_path):
+    wide = {**BASE, "hidden_size": 48, "intermediate_size": 96}
+    config = transformers.ViTConfig(**wide, num_labels=7)
+    qmodel = _quantised(lambda: transformers.ViTForImageClassification(config), replace(RECIPE, group=32))
+    psaq.save(qmodel, tmp_path / "one")
+    loaded = _from_pretrained(tmp_path / "one")
+    loaded.save_pretrained(tmp_path / "two")
+    for model in (loaded, _from_pretrained(tmp_path / "two"), psaq.load(tmp_path / "two")):
+        assert _same(model, qmodel)
+        assert model.psaq_recipe.group == 32
+
+
 def test_a_folder_holds_integers_and_nothing_to_run(folder):
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json",
@@ -200,7 +212,7 @@ def test_another_class_is_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "upgrade psaq"),
+        ({"format_version": 3}, "upgrade psaq"),
         ({"recipe": None}, "has no recipe"),
         ({"recipe": {"weights": 4, "colour": 1}}, "recipe: is damaged"),
         ({"recipe": {"weights": 8}}, "another recipe than the config.json"),

@@ -44,6 +44,10 @@ from psaq.quantization.recipes import RECIPES, Recipe
         ({"damping": "0.1"}, "damping '0.1'"),
         ({"flat_copies": 1.5}, "flat_copies 1.5: must be a whole number"),
         ({"equalize": "no"}, "equalize 'no': must be True or False"),
+        ({"group": 48}, "group 48: must be 32, 64, 128 inputs, or None"),
+        ({"group": 64.0}, r"group 64\.0"),
+        ({"group": True}, "group True"),
+        ({"group": 0}, "group 0"),
     ],
 )
 def test_wrong_values_are_named(wrong, message):
@@ -106,6 +110,7 @@ def test_recipes_go_by_name():
     assert RECIPES["paper"](4, 8) == Recipe.paper(4, 8)
     assert RECIPES["accurate"](4, 8) == Recipe.accurate(4, 8)
     assert str(Recipe.accurate(4, 8)) == "W4A8 (matmul, accurate)"
+    assert str(Recipe.accurate(4, 8, group=64)) == "W4A8 (matmul, accurate, groups of 64: 4.25 bits a weight)"
     assert "1 override)" in str(Recipe(overrides=(("*", 8, 8),)))
 
 

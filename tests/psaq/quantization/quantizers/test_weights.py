@@ -83,8 +83,8 @@ def test_scales_of_least_error_beat_those_of_the_largest(bits):
 def test_the_recipe_decides_scales_and_rounding(data):
     weight, clean, noisy = data
     moment = statistics_of(noisy, clean).second_moment
-    by_max = weight_quantizer(weight, 3, Recipe())
-    by_error = weight_quantizer(weight, 3, Recipe(weight_scales="squared_error"))
+    by_max = weight_quantizer(weight, 3, Recipe(), None)
+    by_error = weight_quantizer(weight, 3, Recipe(weight_scales="squared_error"), None)
     assert torch.equal(by_max.scale, symmetric_per_channel(weight, 3).scale)
     assert not torch.equal(by_error.scale, by_max.scale)
     nearest = rounded_weight(weight, by_max, moment, Recipe())
