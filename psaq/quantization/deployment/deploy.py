@@ -46,7 +46,8 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
         qmodel: what `psaq.quantize` or `psaq.load` returned, on the device where it shall run; left untouched.
         dtype: float32, float16 or bfloat16; by default bfloat16 on a GPU and float32 elsewhere.
         backend: "onednn", the default on a CPU, is fast, and rounds where oneDNN does; weights whose products with
-            bytes this processor would sum wrongly are multiplied as float32 numbers. With "exact" the model computes,
+            bytes this processor would sum wrongly, and weights in groups, for which oneDNN has no product, are
+            multiplied as float32 numbers. With "exact" the model computes,
             in float32, the bits of ``qmodel``, more slowly than a float model; on a GPU it is the only one.
 
     Returns:
@@ -115,8 +116,14 @@ class IntegerModel(nn.Module):
     def extra_repr(self) -> str:
         layers = Counter(type(module).__name__ for module in self.modules() if isinstance(module, _INTEGER))
         counts = ", ".join(f"{count} {kind}" for kind, count in layers.items())
-        floats = sum(isinstance(module, IntegerLinear) and module.backend == FLOATS for module in self.modules())
-        counts += f", {floats} of them multiplied in float32, since this processor sums bytes wrongly" if floats else ""
+        floats = Counter(
+            module.integers.group is not None
+            for module in self.modules()
+            if isinstance(module, IntegerLinear) and module.backend == FLOATS
+        )
+        counts += "".join(
+            f", {floats[of]} of them multiplied in float32, since {why}" for of, why in _WHY if floats[of]
+        )
         left = ", ".join(_summarised(self.simulated)) or "none"
         return f"{self.model.psaq_recipe} in {self.dtype}\nin integers: {counts}\nfake-quantised: {left}"
 
@@ -131,6 +138,8 @@ class IntegerStages(nn.Sequential):
 
 
 _INTEGER = (IntegerLinear, IntegerLayerNorm)
+_WHY = ((False, "this processor sums bytes wrongly"), (True, "oneDNN scales whole output channels, not groups"))
+"""Whether a weight has scales of groups, and what keeps oneDNN from multiplying it."""
 
 
 def _usual_dtype(model: nn.Module) -> torch.dtype:
@@ -192,7 +201,8 @@ def _integer_weight(layer: QuantLayer) -> QuantizedWeight | None:
     if not isinstance(quantizer, AffineQuantizer) or not quantizer.symmetric:
         return None
     integers = quantizer.integers(layer.weight).flatten(1)
-    return QuantizedWeight.from_integers(integers, quantizer.scale.expand(len(integers)), quantizer.bits)
+    scale = quantizer.scale if quantizer.scale.ndim else quantizer.scale.expand(len(integers))
+    return QuantizedWeight.from_integers(integers, scale, quantizer.bits, quantizer.group)
 
 
 def _per_tensor(point: nn.Module) -> PerTensor | None:

@@ -52,7 +52,7 @@ class IntegerLinear(KeepsTypes):
     ):
         super().__init__()
         self.backend = backend
-        self.inputs = weight.inputs
+        self.inputs, self.group = weight.inputs, weight.group
         self.input = input
         self.dtype = dtype
         self.activation: Literal["gelu"] | None = None
@@ -78,7 +78,7 @@ class IntegerLinear(KeepsTypes):
     @property
     def integers(self) -> QuantizedWeight:
         """The weight."""
-        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True)
+        return QuantizedWeight(self.values, self.scale, self.column_sums, self.inputs, trusted=True, group=self.group)
 
     @property
     def level_type(self) -> torch.dtype:
@@ -127,10 +127,11 @@ class IntegerLinear(KeepsTypes):
 
     def extra_repr(self) -> str:
         bits = 4 if self.integers.packed else 8
+        groups = "" if self.group is None else f" in groups of {self.group}"
         then = f", then {self.activation}" if self.activation else ""
         emitted = str(self.emitted_type).removeprefix("torch.")
         floats = ", multiplied in float32" if self.backend == FLOATS else ""
-        return f"{self.inputs} → {self.integers.outputs}, int{bits} weights{floats}{then}, emits {emitted}"
+        return f"{self.inputs} → {self.integers.outputs}, int{bits} weights{groups}{floats}{then}, emits {emitted}"
 
 
 class IntegerPatchEmbedding(IntegerLinear):
