@@ -20,6 +20,7 @@ from psaq.models.copying import copied
 from psaq.models.zoo import data_config
 from psaq.quantization.deployment.onnx_attention import PlainAttention
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch
+from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
 from psaq.quantization.deployment.unwatched import stop_watching
 from psaq.quantization.model.conversion import lent_layers
@@ -54,14 +55,18 @@ class _Target:
     """Also in a convolution: a patch embedding stays one."""
     int8_activations: bool = False
     """Around 0, and of no other kind."""
+    groups_of_nibbles: bool = False
+    """By an operator of its own."""
+    matrices_in_groups: bool = False
+    """Else they have an axis more: onnxruntime would make a product of them that rounds its input once more."""
 
 
 _PORTABLE = _Target(int8_weights=False, convolutions=False)
 _TARGETS: dict[Runtime | None, _Target] = {
     None: _PORTABLE,
-    "onnxruntime": _Target(int8_weights=True, convolutions=False),
-    "openvino": _Target(int8_weights=True, convolutions=True),
-    "tensorrt": _Target(int8_weights=True, convolutions=True, int8_activations=True),
+    "onnxruntime": _Target(int8_weights=True, convolutions=False, groups_of_nibbles=True),
+    "openvino": _Target(int8_weights=True, convolutions=True, matrices_in_groups=True),
+    "tensorrt": _Target(int8_weights=True, convolutions=True, int8_activations=True, matrices_in_groups=True),
 }
 
 _TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
@@ -73,18 +78,19 @@ _UINT8_ZERO = 128
 def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, runtime: Runtime | None = None) -> None:
     """Write a quantised model as ONNX, opset 21, for any number of images.
 
-    Weights are stored as the integers they are, followed by DequantizeLinear; of up to 4 bits as int4, which the
-    runtimes multiply in float. Every live activation point is a QuantizeLinear and a DequantizeLinear; of fewer than 8
-    bits, behind a Clip. Points with uneven steps (softmax and GELU of the accurate recipe) are their formulas in float
-    operators, and what they feed is multiplied in float: only 8 bits with scope "linear" have all linear layers in
-    integers. With scope "all" onnxruntime fuses sums into integer operators that round once more.
+    Weights are stored as the integers they are, followed by DequantizeLinear, in groups by its block_size; of up to 4
+    bits as int4, which the runtimes multiply in float. Every live activation point is a QuantizeLinear and a
+    DequantizeLinear; of fewer than 8 bits, behind a Clip. Points with uneven steps (softmax and GELU of the accurate
+    recipe) are their formulas in float operators, and what they feed is multiplied in float: only 8 bits with scope
+    "linear" have all linear layers in integers. With scope "all" onnxruntime fuses sums into integer operators that
+    round once more.
 
     What else is in the file depends on whom it is for:
 
     - None: uint8 weights with 128 for zero. The sums are right on every processor, in every runtime; OpenVINO
       multiplies in float32.
-    - "onnxruntime": int8 weights. Only for processors with VNNI, AMX or their like: on others onnxruntime's sums of
-      uint8 and int8 products overflow.
+    - "onnxruntime": int8 weights; groups of up to 4 bits by its own MatMulNBits. Only for processors with VNNI, AMX or
+      their like: on others onnxruntime's sums of uint8 and int8 products overflow.
     - "openvino": likewise, and with the patch embedding as a convolution.
     - "tensorrt": int8 activations around 0, too: what is subtracted before them is made up for in the bias.
 
@@ -120,19 +126,25 @@ def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = No
 
 
 class _Stored(torch.autograd.Function):
-    """Integers times their scales; in the graph, DequantizeLinear."""
+    """Integers times their scales, one for each place of an axis or for each group of places; in the graph,
+    DequantizeLinear."""
 
     @staticmethod
-    def forward(_: Any, integers: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
+    def forward(
+        _: Any, integers: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, group: int | None
+    ) -> Tensor:
+        if group is not None:
+            return integers.float() * scale.repeat_interleave(group, axis)
         shape = [1] * integers.ndim
         shape[axis] = -1
         steps = integers.float() if zero_point is None else integers.float() - zero_point.float().view(shape)
         return steps * scale.view(shape)
 
     @staticmethod
-    def symbolic(graph: Any, integers: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+    def symbolic(graph: Any, integers: Any, scale: Any, zero_point: Any, axis: int, group: int | None) -> Any:
         parameters = (scale,) if zero_point is None else (scale, zero_point)
-        real = graph.op("DequantizeLinear", integers, *parameters, axis_i=axis)
+        blocks = {} if group is None else {"block_size_i": group}
+        real = graph.op("DequantizeLinear", integers, *parameters, axis_i=axis, **blocks)
         return real.setType(integers.type().with_dtype(torch.float32))
 
 
@@ -203,14 +215,18 @@ class _OnnxWeight(nn.Module):
 
     def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int, target: _Target):
         super().__init__()
-        self.axis = axis
-        self.register_buffer("scale", quantizer.scale)
+        self.axis, self.group, scale = axis, quantizer.group, quantizer.scale
+        if self.group is not None:
+            self.axis, scale = _scales_of_groups(quantizer.scale, axis, integers.ndim)
+            self.inputs = integers.shape[self.axis]
+            integers = _filled(integers, self.axis, self.group)
+        self.register_buffer("scale", scale)
         if quantizer.bits <= NIBBLE_BITS or target.int8_weights:
             self.register_buffer(_VALUES, integers)
             self.zero_point = None
         else:
             self.register_buffer(_VALUES, (integers.int() + _UINT8_ZERO).to(torch.uint8))
-            self.register_buffer("zero_point", torch.full_like(quantizer.scale, _UINT8_ZERO, dtype=torch.uint8))
+            self.register_buffer("zero_point", torch.full_like(scale, _UINT8_ZERO, dtype=torch.uint8))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -223,7 +239,24 @@ class _OnnxWeight(nn.Module):
         return torch.device("cpu")
 
     def forward(self, _: object = None) -> Float[Tensor, "..."]:
-        return _Stored.apply(self.integers, self.scale, self.zero_point, self.axis)
+        real = _Stored.apply(self.integers, self.scale, self.zero_point, self.axis, self.group)
+        whole = self.group is None or self.inputs % self.group == 0
+        return real if whole else real.narrow(self.axis, 0, self.inputs)
+
+
+def _scales_of_groups(scale: Float[Tensor, "outputs groups"], axis: int, dimensions: int) -> tuple[int, Tensor]:
+    """The axis of the inputs, where ``axis`` is that of the outputs, and the scales in a weight's order."""
+    if axis == 0:
+        return 1, scale
+    transposed = scale.T.contiguous()
+    return axis - 1, transposed if dimensions == 2 else transposed[None]
+
+
+def _filled(integers: Int8[Tensor, "..."], axis: int, group: int) -> Int8[Tensor, "..."]:
+    """With zeros up to a whole number of groups: not every runtime takes a shorter one."""
+    missing = [*integers.shape]
+    missing[axis] = -missing[axis] % group
+    return torch.cat([integers, integers.new_zeros(missing)], axis)
 
 
 class _OnnxLinear(nn.Module):
@@ -242,19 +275,36 @@ class _OnnxLinear(nn.Module):
     ):
         super().__init__()
         self.input, self.output, self.is_for_int8 = layer.input, layer.output, target.int8_activations
-        stored = integers.t().contiguous()
-        stored = stored if isinstance(layer.input, _OnnxPoint) else stored[None]
-        self.weight = _OnnxWeight(stored, quantizer, axis=stored.ndim - 1, target=target)
+        self.weight = self._weight(layer, integers, quantizer, target)
         self.bias = _bias(layer, integers, quantizer)
+
+    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: _Target) -> nn.Module:
+        stored = integers.t().contiguous()
+        as_matrix = quantizer.group is None or target.matrices_in_groups
+        stored = stored if as_matrix and isinstance(layer.input, _OnnxPoint) else stored[None]
+        return _OnnxWeight(stored, quantizer, axis=stored.ndim - 1, target=target)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         with out_of_sight():
             levels = _levels(self.input, x)
             # Of two matrices and a sum onnxruntime makes one operator before it looks for integers, and finds none.
             grows = levels.ndim == 2 and not self.is_for_int8
-            y = (levels.unsqueeze(1) if grows else levels) @ self.weight()
+            y = self._product(levels.unsqueeze(1) if grows else levels)
             y = y if self.bias is None else y + self.bias
             return self.output(y.squeeze(1) if grows else y)
+
+    def _product(self, levels: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        return levels @ self.weight()
+
+
+class _OnnxGroupedLinear(_OnnxLinear):
+    """By onnxruntime's product with groups of 4-bit weights."""
+
+    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: _Target) -> nn.Module:
+        return OnnxGroups(integers, quantizer)
+
+    def _product(self, levels: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        return self.weight(levels)
 
 
 def _levels(input: nn.Module, x: Tensor) -> Tensor:
@@ -265,8 +315,15 @@ def _bias(layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: A
     """The layer's own, and what the middle of its input's range adds to every output."""
     if not isinstance(layer.input, _OnnxPoint) or not layer.input.middle:
         return layer.bias  # type: ignore[return-value]
-    sums = integers.flatten(1).sum(1, dtype=torch.int32).double() * quantizer.scale.double() * layer.input.middle
+    sums = _sums(integers.flatten(1), quantizer) * layer.input.middle
     return nn.Parameter((sums if layer.bias is None else sums + layer.bias.double()).float())
+
+
+def _sums(integers: Int8[Tensor, "outputs inputs"], quantizer: AffineQuantizer) -> Float[Tensor, "outputs"]:
+    """Of what the integers stand for."""
+    if quantizer.group is not None:
+        return (integers.double() * quantizer.scales(integers.shape[1]).double()).sum(1)
+    return integers.sum(1, dtype=torch.int32).double() * quantizer.scale.double()
 
 
 class _OnnxPatchEmbedding(_OnnxLinear):
@@ -319,7 +376,7 @@ def _swap_layers(model: nn.Module, target: _Target) -> set[str]:
         assert isinstance(quantizer, AffineQuantizer)
         layer = _onnx_layer(name, model.get_submodule(name), quantizer, lent, target)
         model.set_submodule(name, layer)
-        if quantizer.bits <= NIBBLE_BITS:
+        if quantizer.bits <= NIBBLE_BITS and not isinstance(layer, _OnnxGroupedLinear):
             narrow.add(f"{name}.{WEIGHT if isinstance(layer, QuantLayer) else 'weight'}.{_VALUES}")
     return narrow
 
@@ -338,7 +395,8 @@ def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: s
     assert isinstance(layer, QuantLayer)
     integers = quantizer.integers(layer.rows(layer.weight))
     if isinstance(layer, QuantLinear) and name not in lent:
-        return _OnnxLinear(layer, integers, quantizer, target)
+        by_nibbles = target.groups_of_nibbles and quantizer.group is not None
+        return (_OnnxGroupedLinear if by_nibbles else _OnnxLinear)(layer, integers, quantizer, target)
     if isinstance(layer, QuantConv) and is_patchwise(layer):
         convolves = target.convolutions and isinstance(layer.input, _OnnxPoint)
         return (_OnnxPatchConvolution if convolves else _OnnxPatchEmbedding)(layer, integers, quantizer, target)
@@ -382,6 +440,7 @@ def _trace(traced: OnnxPart, model: nn.Module, qmodel: nn.Module, count: int, an
                 opset_version=_TRACED_OPSET,
                 input_names=[_INPUT],
                 output_names=outputs,
+                custom_opsets={RUNTIME_DOMAIN: 1} if has_groups(traced) else None,
                 dynamic_axes={name: {0: BATCH} for name in (_INPUT, *outputs)} if any_number else None,
             )
         except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
@@ -395,7 +454,7 @@ def _output_names(output: Tensor | tuple[Tensor, ...]) -> list[str]:
 
 def _write(graph: "onnx.ModelProto", narrow: set[str], path: Path) -> None:
     onnx = _onnx()
-    graph.opset_import[0].version = OPSET
+    next(imported for imported in graph.opset_import if not imported.domain).version = OPSET
     for tensor in graph.graph.initializer:
         if tensor.name in narrow:
             tensor.CopyFrom(_as_int4(tensor))
