@@ -1,0 +1,60 @@
+"""Weights in groups, measured: every cell once, also when the run was interrupted or a recipe has changed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from noise_picture import noise_picture
+
+from psaq.errors import PsaqError
+from psaq.evaluation import evaluate
+from psaq.experiments import groups
+from psaq.experiments.groups import Groups, Row
+from psaq.experiments.rows import read_rows, write_rows
+from psaq.images.imagenet import imagenet
+from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.zoo import data_config
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.recipes import Recipe
+
+
+@pytest.fixture
+def options(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(groups, "load_model", lambda *_: vit)
+    for index in range(10):
+        folder = tmp_path / "val" / f"class{index}"
+        folder.mkdir(parents=True)
+        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
+    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
+    places = (tmp_path / "unused", tmp_path / "val", tmp_path / "run")
+    return Groups(*places, precisions=("W3A8",), groups=(0, 32), out=tmp_path / "groups.csv")
+
+
+def test_a_cell_is_measured_as_evaluate_does_and_once(options, vit, monkeypatch):
+    replace(options, groups=(32,)).run()
+    (grouped,) = read_rows(options.out, Row)
+    options.run()
+    rows = read_rows(options.out, Row)
+    assert [row.group for row in rows] == [0, 32]
+    assert rows[1] == grouped
+    assert (rows[0].weight_bits, rows[1].weight_bits) == (3, 3.5)
+    assert rows[0].megabytes < rows[1].megabytes
+    qmodel = quantize(vit, load_images(options.images), Recipe.accurate(3, 8, group=32))
+    expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
+    assert (grouped.top1, grouped.agreement, grouped.n) == (expected.top1, expected.agreement, 10)
+    monkeypatch.setattr(groups, "METHODS", {"quantize": None})  # nothing is left to measure
+    options.run()
+
+
+def test_a_row_of_another_recipe_is_measured_again(options):
+    replace(options, groups=(32,)).run()
+    (row,) = read_rows(options.out, Row)
+    write_rows(options.out, [replace(row, recipe="another")])
+    replace(options, groups=(32,)).run()
+    assert read_rows(options.out, Row) == [row]
+
+
+def test_an_unknown_method_is_named(options):
+    with pytest.raises(PsaqError, match=r"methods \['guess'\]: choose from quantize"):
+        replace(options, methods=("guess",)).run()
