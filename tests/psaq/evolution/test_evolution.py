@@ -128,6 +128,13 @@ def test_other_forms_run(swin, options):
     assert images.images.isfinite().all()
 
 
+def test_weights_in_groups_evolve_and_go_on(vit, tmp_path):
+    recipe, config = replace(RECIPE, group=32), replace(QUICK, rounds=1)
+    qmodel, _ = evolve(vit, recipe, config, folder=tmp_path)
+    assert qmodel.get_submodule("blocks.0.attn.qkv.weight_quantizer").scale.shape == (144, 2)
+    assert same(evolve(vit, recipe, config, folder=tmp_path)[0], qmodel)
+
+
 @pytest.mark.parametrize("name", ["Swin FCOS", "UperNet", "YOLOS"])
 def test_boxes_and_pixels_evolve_by_what_they_answer(name):
     model = dense_model(name)
