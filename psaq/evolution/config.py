@@ -103,13 +103,14 @@ class EvolutionConfig:
             smoothness_weight=self.smoothness_weight,
         )
 
-    def passes(self, rounds: int) -> dict[str, float]:
+    def passes(self, rounds: int, makes_images: bool = True) -> dict[str, float]:
         """What so many rounds cost, by turn, in forward-and-backward passes of one image through the full-precision
         model: a forward pass counts a third of one, the student as much as its teacher."""
-        new = self.num_images * self.image_steps * (2 if self.disagreement_weight else 1)
+        made = self.num_images if makes_images else 0
+        turns = rounds if self.refresh else min(rounds, 1)
         return {
-            "start": float((self.num_images + self.kept_aside) * self.image_steps),
-            "images": float(new * (rounds if self.refresh else min(rounds, 1))),
+            "start": float((made + self.kept_aside) * self.image_steps),
+            "images": float(made * self.image_steps * (2 if self.disagreement_weight else 1) * turns),
             "student": self.steps * self.batch_size * rounds * 4 / 3,
             "judging": self.kept_aside * (rounds + 1) * 4 / 3,
         }

@@ -16,7 +16,8 @@ from psaq.choices import TaskName
 from psaq.evaluation import evaluate
 from psaq.evolution.config import EvolutionConfig
 from psaq.evolution.images import provoking_images
-from psaq.evolution.state import Round, State, load_state
+from psaq.evolution.state import Round, State, claim, load_state
+from psaq.files import make_folder
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.models.copying import copied
@@ -37,7 +38,8 @@ from psaq.synthesis.loop import synthesize
 from psaq.synthesis.randomness import generator
 from psaq.tasks.find import task_of
 
-START, KEPT_ASIDE, NEW_IMAGES, STATE = "start", "kept_aside", "new_images", "evolution.safetensors"
+IDENTITY, START, KEPT_ASIDE, NEW_IMAGES = "evolution.json", "start", "kept_aside", "new_images"
+STATE = "evolution.safetensors"
 """Parts of a run's folder."""
 STRIP_IMAGES = 6
 _BATCH = 32
@@ -104,10 +106,13 @@ class Evolution:
         self.original = unwrapped(model)
         self.model = _in_float32(self.original)
         self.recipe = replace(recipe, reconstruction_steps=config.reconstruction_steps or recipe.reconstruction_steps)
-        self.config, self.given, self.progress = config, images, progress
-        self.folder = None if folder is None else Path(folder)
+        self.config, self.progress = config, progress
+        self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
         self.lesson = Lesson(self.task, config.measure, config.block_weight, config.attention_weight, config.batch_size)
+        self.folder = None if folder is None else make_folder(Path(folder))
+        if self.folder is not None:
+            claim(self.folder / IDENTITY, self._identity)
 
     def run(self) -> None:
         """Take every round that is left."""
@@ -129,7 +134,7 @@ class Evolution:
                 "evolution": as_json(self.config),
                 "rounds": [_without_time(each) for each in self.state.rounds],
                 "best_round": self.state.best_round,
-                "passes": self.config.passes(len(self.state.rounds) - 1),
+                "passes": self.config.passes(len(self.state.rounds) - 1, makes_images=self.given is None),
                 "versions": versions(),
                 "device": device_name(self._like.device),
             },
@@ -257,7 +262,7 @@ class Evolution:
 
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
-        given = {} if self.given is None else {"pool": self._as_taken(self.given)}
+        given = {} if self.given is None else {"pool": self.given}
         return {
             "config": as_json(self.config),
             "recipe": as_json(self.recipe),

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from psaq.errors import PsaqError
-from psaq.files import load_tensors, save_tensors
+from psaq.files import load_tensors, read_record, save_tensors, write_record
 
 KIND = "evolution state"
 _STUDENT, _BEST = "student.", "best."
@@ -66,6 +66,14 @@ class State:
         save_tensors(path, tensors, KIND, header)
 
 
+def claim(path: Path, identity: Mapping[str, Any]) -> None:
+    """Write down whose folder it is, before anything else is there. Raises PsaqError for another evolution's folder."""
+    if path.exists():
+        _check_same(path, read_record(path), identity)
+    else:
+        write_record(path, identity)
+
+
 def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tensor]) -> State:
     """Read the state of the evolution that ``identity`` describes, of a student with such tensors.
 
@@ -77,11 +85,7 @@ def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tenso
     found = header.get("identity")
     if not isinstance(found, dict) or header.keys() != {"identity", "rounds", "planned"} or "pool" not in tensors:
         raise PsaqError(f"{path}: lacks a part, or holds something else; remove it to start again")
-    differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
-    if differing:
-        raise PsaqError(
-            f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
-        )
+    _check_same(path, found, identity)
     state = State(
         pool=tensors["pool"],
         student=_without(_STUDENT, tensors),
@@ -94,6 +98,14 @@ def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tenso
     if wrong is not None:
         raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
     return state
+
+
+def _check_same(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
+    if differing:
+        raise PsaqError(
+            f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
+        )
 
 
 def _rounds(path: Path, entries: Any) -> list[Round]:

@@ -80,6 +80,17 @@ def test_a_folder_of_another_evolution_is_refused(vit, tmp_path):
         evolve(vit, psaq.Recipe.paper(4, 4), replace(QUICK, rounds=1), folder=tmp_path)
 
 
+def test_a_folder_whose_start_was_another_models_is_refused(vit, tmp_path, monkeypatch):
+    """Also where it was stopped before anything but the start was kept."""
+    monkeypatch.setattr(Evolution, "run", lambda self: self.student)
+    monkeypatch.setattr(Evolution, "result", lambda self: (self.student, None))
+    evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    with torch.no_grad():
+        vit.head.weight.add_(1)
+    with pytest.raises(PsaqError, match="another model; name another folder"):
+        evolve(vit, RECIPE, QUICK, folder=tmp_path)
+
+
 def test_new_images_make_the_two_disagree_more_than_others(vit):
     """What the images' turn is for: with the disagreement they are harder for the student than without."""
     config = replace(QUICK, num_images=8, image_steps=20)
@@ -93,9 +104,10 @@ def test_new_images_make_the_two_disagree_more_than_others(vit):
 
 def test_images_that_are_given_are_all_that_the_student_learns_from(vit):
     given = torch.randn(6, 3, 32, 32)
-    _, images = evolve(vit, RECIPE, QUICK, images=given)
+    _, images = evolve(vit, RECIPE, QUICK, images=iter(given.split(4)))
     assert torch.equal(images.images, given)
     assert images.film is None
+    assert images.provenance["passes"]["images"] == 0
 
 
 def test_without_refresh_only_the_first_round_makes_images(vit):
