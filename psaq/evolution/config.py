@@ -22,8 +22,8 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """Options of `psaq.evolve`. The default takes from later work what helps by measurement
-    (psaq/experiments/results/evolution_ablation.csv); `paper` is V2 as it is described.
+    """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, measures answers by
+    divergence and relative error, and has the student emit in every block what its teacher emits.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
