@@ -47,6 +47,8 @@ class Result:
     variant: str
     precision: str
     seed: int
+    minutes: float
+    """The time budget, by which rounds were planned."""
     rounds: int
     best_round: int
     top1: float
@@ -63,8 +65,8 @@ class Result:
     n: int
 
     @property
-    def cell(self) -> tuple[str, str, str, int]:
-        return self.model, self.variant, self.precision, self.seed
+    def cell(self) -> tuple[str, str, str, int, float]:
+        return self.model, self.variant, self.precision, self.seed, self.minutes
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Ablation:
     def run(self) -> None:
         results, bench = read_rows(self.out, Result), Bench(self)
         for variant, precision, seed in self._cells():
-            cell = (self.model, variant, precision, seed)
+            cell = (self.model, variant, precision, seed, self.minutes)
             if cell not in {result.cell for result in results}:
                 results.append(bench.measure(variant, precision, seed))
                 write_rows(self.out, results)
@@ -130,7 +132,7 @@ class Bench:
         assert after.reference is not None
         rounds = images.provenance["rounds"]
         return Result(
-            *(name, variant, precision, seed, len(rounds) - 1, images.provenance["best_round"]),
+            *(name, variant, precision, seed, options.minutes, len(rounds) - 1, images.provenance["best_round"]),
             top1=round(after.top1, 2),
             start_top1=round(before.top1, 2),
             fp_top1=round(after.reference.top1, 2),
