@@ -127,6 +127,8 @@ def _invariants(state: State, like: Mapping[str, Tensor]) -> Iterator[tuple[str,
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         yield f"its {who} is of other tensors", shapes == {n: (t.shape, t.dtype) for n, t in like.items()}
         yield f"its {who} holds NaN or infinity", all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        scales = [tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "scale"]
+        yield f"a scale of its {who} is not positive", all(bool((scale > 0).all()) for scale in scales)
     numbers = [each.number for each in state.rounds]
     yield "its rounds are not in order", numbers == list(range(len(numbers))) and len(numbers) > 0
     figures = [value for each in state.rounds for value in vars(each).values() if value is not None]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from psaq.digests import PARTS, WHOLE
 from psaq.errors import PsaqError
+from psaq.evolution import state as evolution
 from psaq.files import read_json, read_safetensors, save_tensors, write_record
 from psaq.images import synthetic
 from psaq.models.zoo import build_model, data_config, named_source
@@ -79,6 +80,17 @@ def _state(folder: Path) -> Path:
     batch = state.BatchState(pixels, torch.tensor([0, 2]), mean, square, torch.rand(3, 4, generator=draw), film, step=2)
     batch.save(folder / "batch0000.safetensors", IDENTITY)
     return folder / "batch0000.safetensors"
+
+
+STUDENT = {"head.weight": torch.full((2, 3), 0.5), "head.weight_quantizer.scale": torch.full((2,), 0.1)}
+
+
+def _evolution(folder: Path) -> Path:
+    rounds = [evolution.Round(0, 0.5, 90.0, 12.0), evolution.Round(1, 0.25, None, math.inf, -3.0, 2.0, 0.125, 5.0)]
+    pool = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    strip = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)]
+    evolution.State(pool, STUDENT, STUDENT, strip, rounds, planned=3).save(folder / "evolution.safetensors", IDENTITY)
+    return folder / "evolution.safetensors"
 
 
 def _run(folder: Path) -> Path:
@@ -171,6 +183,12 @@ FORMATS = (
     Format("quantised model", _quantised, _read_quantised, _misstate_tensors),
     Format("images", _images, _read_images, _misstate_tensors),
     Format("synthesis state", _state, _read_state, _misstate_tensors),
+    Format(
+        "evolution state",
+        _evolution,
+        lambda path: vars(evolution.load_state(path, IDENTITY, STUDENT)),
+        _misstate_tensors,
+    ),
     Format("tuning table", _tuned, _read_tuned, _misstate_tuned),
     Format("run.json", _run, lambda path: read_run(path.parent), _misstate_run),
     Format("table.csv", _table, _read_table, None),

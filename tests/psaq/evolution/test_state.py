@@ -35,6 +35,7 @@ def test_undamaged_it_is_read(path):
         ("student.weight", lambda weight: weight.double()),
         ("student.scale", None),
         ("best.scale", lambda scale: scale * torch.inf),
+        ("student.scale", lambda scale: scale * 0),
         ("best.speed", lambda _: torch.ones(1)),
         ("strip", lambda strip: strip.float()),
         ("strip", lambda strip: strip[:, :, :, :2]),
