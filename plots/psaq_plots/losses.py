@@ -1,14 +1,13 @@
 """Loss curves of a synthesis: one panel per loss, over the steps."""
 
 from collections.abc import Mapping
-from math import ceil
 
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from psaq_plots.canvas import new_figure
 from psaq_plots.checks import require
+from psaq_plots.panels import curve_panels
 from psaq_plots.style import Style, find_style, styled
 
 
@@ -24,21 +23,11 @@ def losses_figure(history: Mapping[str, Float[ndarray, "batches steps"]], style:
         require(
             values.ndim == 2 and values.size > 0, f"history[{name!r}]: shape {values.shape} is not (batches, steps)"
         )
-    columns = min(len(history), 2)
-    rows = ceil(len(history) / columns)
     with styled(style):
-        figure = new_figure(style, height=rows * 0.62 * style.width / columns)
-        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
-        for position, (panel, (name, values)) in enumerate(zip(panels, history.items(), strict=False)):
+        figure, panels = curve_panels([*history], style, "step")
+        for panel, values in zip(panels, history.values(), strict=True):
             steps = range(1, values.shape[1] + 1)
             if len(values) > 1:
                 panel.plot(steps, values.T, color=style.muted, linewidth=0.4 * style.scale, alpha=0.6)
             panel.plot(steps, values.mean(0), color=style.colour("generated"), linewidth=1.1 * style.scale)
-            panel.set_title(name, loc="left", fontsize=0.9 * style.font_size, pad=2 * style.scale)
-            panel.grid(True)
-            if position + columns >= len(history):
-                panel.set_xlabel("step")
-                panel.tick_params(labelbottom=True)
-        for spare in panels[len(history) :]:
-            spare.remove()
     return figure

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from psaq_plots.canvas import new_figure
 from psaq_plots.style import Style
 
 PANEL_ASPECT = 0.82
@@ -33,6 +34,24 @@ def panel_grid(figure: Figure, titles: Sequence[str], style: Style, columns: int
         panel.tick_params(labelleft=position % columns == 0, labelbottom=position + columns >= len(titles))
     shrink_to(0.92 * width, figure, [panel.texts[0] for panel in panels])
     return panels
+
+
+def curve_panels(titles: Sequence[str], style: Style, steps: str) -> tuple[Figure, list[Axes]]:
+    """A figure of wide panels, two to a row, that share the horizontal axis: one curve each over ``steps``."""
+    columns = min(len(titles), 2)
+    rows = ceil(len(titles) / columns)
+    figure = new_figure(style, height=rows * 0.62 * style.width / columns)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    panels, spare = list(axes.flat[: len(titles)]), axes.flat[len(titles) :]
+    for panel in spare:
+        panel.remove()
+    for position, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        panel.set_title(title, loc="left", fontsize=0.9 * style.font_size, pad=2 * style.scale)
+        panel.grid(True)
+        if position + columns >= len(titles):
+            panel.set_xlabel(steps)
+            panel.tick_params(labelbottom=True)
+    return figure, panels
 
 
 def default_columns(panels: int) -> int:

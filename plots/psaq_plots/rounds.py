@@ -1,7 +1,6 @@
 """What became of an evolution, round by round: one panel per figure."""
 
 from collections.abc import Mapping
-from math import ceil
 
 import numpy as np
 from jaxtyping import Float
@@ -9,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
-from psaq_plots.canvas import new_figure
 from psaq_plots.checks import require
+from psaq_plots.panels import curve_panels
 from psaq_plots.style import Style, find_style, styled
 
 
@@ -30,21 +29,11 @@ def rounds_figure(figures: Mapping[str, Float[ndarray, "rounds"]], best: int, st
     require(len(lengths) == 1 and len(next(iter(lengths))) == 1, f"figures: of shapes {lengths}; give one row each")
     (count,) = next(iter(lengths))
     require(0 <= best < count, f"best {best}: must be one of the {count} rounds, counted from 0")
-    columns = min(len(figures), 2)
-    rows = ceil(len(figures) / columns)
     with styled(style):
-        figure = new_figure(style, height=rows * 0.62 * style.width / columns)
-        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
-        for position, (panel, (name, values)) in enumerate(zip(panels, figures.items(), strict=False)):
+        figure, panels = curve_panels([*figures], style, "round")
+        for panel, values in zip(panels, figures.values(), strict=True):
             colour = style.colour("generated")
             panel.plot(range(count), values, color=colour, linewidth=1.1 * style.scale, marker="o", markersize=3)
             panel.axvline(best, color=style.muted, linewidth=0.8 * style.scale, linestyle=":")
-            panel.set_title(name, loc="left", fontsize=0.9 * style.font_size, pad=2 * style.scale)
-            panel.grid(True)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if position + columns >= len(figures):
-                panel.set_xlabel("round")
-                panel.tick_params(labelbottom=True)
-        for spare in panels[len(figures) :]:
-            spare.remove()
     return figure

@@ -174,6 +174,7 @@ class Evolution:
         state = State(self._as_taken(self.images.calibration), now, now)
         state.planned = None if self.config.minutes is not None else self.config.rounds
         state.rounds.append(replace(self._judged(0), seconds=round(time.perf_counter() - started, 3)))
+        self._say(state.rounds[-1])
         self._keep(state)
         return state
 
@@ -199,6 +200,7 @@ class Evolution:
             seconds=round(time.perf_counter() - started, 3),
         )
         state.rounds.append(verdict)
+        self._say(verdict)
         if state.best_round == number:
             state.best = state.student
         if state.planned is None:
@@ -224,10 +226,11 @@ class Evolution:
         kept = self.images.kept_aside
         report = evaluate(self.student, kept, self.model, task=self.task, batch_size=_BATCH)
         apart = answer_error(self.student, self.teacher, kept.to(self._like), self.lesson)
-        verdict = Round(number, apart, report.agreement, report.logit_sqnr)
+        return Round(number, apart, report.agreement, report.logit_sqnr)
+
+    def _say(self, verdict: Round) -> None:
         if self.progress:
-            note(f"round {number}: {_in_words(verdict)}")
-        return verdict
+            note(f"round {verdict.number}: {_in_words(verdict)}")
 
     def _plan(self) -> int:
         """How many rounds the time budget allows, by what the start and the first took."""
@@ -292,4 +295,6 @@ def _last(images: SyntheticImages, loss: str) -> float:
 
 def _in_words(verdict: Round) -> str:
     agreement = "" if verdict.agreement is None else f", agreement {verdict.agreement:.1f}%"
-    return f"disagreement {verdict.disagreement:.4g} on the images kept aside{agreement}"
+    losses = {"new images' loss": verdict.image_loss, "student's loss": verdict.student_loss}
+    known = "".join(f", {name} {value:.4g}" for name, value in losses.items() if value is not None)
+    return f"disagreement {verdict.disagreement:.4g} on the images kept aside{agreement}{known}"

@@ -25,6 +25,7 @@ from psaq.quantization.passes.training import trained
 
 Images = Float[Tensor, "images channels height width"]
 
+_REPORT_EVERY = 5  # steps: reading a loss waits for the device
 _SHIFT = 1 / 15  # of the image's side, at most: as far as synthesis moves its images
 
 
@@ -85,10 +86,13 @@ def teach(
     chosen, losses = _draws(len(images), draw), []
     pair = _Pair(student, teacher, images[:1], lesson)
     with pair.watched(), trained(student, steps, "the whole model") as step:
-        for _ in progress_bar(range(steps), description="Distilling", unit="step", enabled=progress):
+        bar = progress_bar(range(steps), description="Distilling", unit="step", enabled=progress)
+        for number in bar:
             loss = pair.loss(_moved(images[[next(chosen) for _ in range(lesson.images)]], draw))
             step(loss)
             losses.append(loss.detach())
+            if number % _REPORT_EVERY == 0:
+                bar.set_postfix(loss=f"{float(losses[-1]):.3g}", refresh=False)
     return torch.stack(losses).tolist() if losses else []
 
 

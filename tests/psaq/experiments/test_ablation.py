@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from noise_picture import noise_picture
 
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
@@ -12,25 +10,15 @@ from psaq.experiments import ablation
 from psaq.experiments.ablation import PARTS, Ablation, Row
 from psaq.experiments.rows import read_rows
 from psaq.images.imagenet import imagenet
-from psaq.images.synthetic import SyntheticImages
-from psaq.models.zoo import data_config
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 
 @pytest.fixture
-def options(vit, tmp_path, monkeypatch):
+def options(vit, folders, monkeypatch):
     monkeypatch.setattr(ablation, "load_model", lambda *_: vit)
-    for index in range(10):
-        folder = tmp_path / "val" / f"class{index}"
-        folder.mkdir(parents=True)
-        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
-    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
     changes = ("as it is", "no bias compensation", "folded LayerNorm, strength 0.5", "no folded LayerNorm")
-    return Ablation(
-        tmp_path / "unused", tmp_path / "val", tmp_path / "run", changes=changes, out=tmp_path / "table.csv"
-    )
+    return Ablation(folders / "unused", folders / "val", folders / "run", changes=changes, out=folders / "table.csv")
 
 
 def test_a_change_is_measured_as_evaluate_does(options, vit):

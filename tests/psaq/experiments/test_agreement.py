@@ -5,16 +5,13 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import torch
-from noise_picture import noise_picture
 
 from psaq.evaluation import evaluate
 from psaq.experiments import agreement
 from psaq.experiments.agreement import Agreement, Row
 from psaq.experiments.rows import read_rows
 from psaq.images.imagenet import imagenet
-from psaq.images.synthetic import SyntheticImages, load_images
-from psaq.models.zoo import data_config
+from psaq.images.synthetic import load_images
 from psaq.quantization.deployment.runtimes import session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
@@ -24,21 +21,15 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
-def options(vit, tmp_path, monkeypatch):
+def options(vit, folders, monkeypatch):
     monkeypatch.setattr(agreement, "load_model", lambda *_: vit)
-    for index in range(10):
-        folder = tmp_path / "val" / f"class{index}"
-        folder.mkdir(parents=True)
-        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
-    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
     return Agreement(
-        tmp_path / "unused",
-        tmp_path / "val",
-        tmp_path / "run",
+        folders / "unused",
+        folders / "val",
+        folders / "run",
         every=1,
         precisions=("W8A8",),
-        out=tmp_path / "table.csv",
+        out=folders / "table.csv",
     )
 
 

@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from noise_picture import noise_picture
 
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
@@ -12,23 +10,16 @@ from psaq.experiments import groups
 from psaq.experiments.groups import Groups, Row
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
-from psaq.images.synthetic import SyntheticImages, load_images
-from psaq.models.zoo import data_config
+from psaq.images.synthetic import load_images
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 
 @pytest.fixture
-def options(vit, tmp_path, monkeypatch):
+def options(vit, folders, monkeypatch):
     monkeypatch.setattr(groups, "load_model", lambda *_: vit)
-    for index in range(10):
-        folder = tmp_path / "val" / f"class{index}"
-        folder.mkdir(parents=True)
-        noise_picture((40, 40), 30 + 10 * index).save(folder / "a.png")
-    config, noise = data_config(vit), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    SyntheticImages(noise, torch.arange(4), config.mean, config.std).save(tmp_path / "run")
-    places = (tmp_path / "unused", tmp_path / "val", tmp_path / "run")
-    return Groups(*places, precisions=("W3A8",), groups=(0, 32), out=tmp_path / "groups.csv")
+    places = (folders / "unused", folders / "val", folders / "run")
+    return Groups(*places, precisions=("W3A8",), groups=(0, 32), out=folders / "groups.csv")
 
 
 def test_a_cell_is_measured_as_evaluate_does_and_once(options, vit, monkeypatch):
