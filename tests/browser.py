@@ -66,6 +66,13 @@ class Page:
         """The value of a JavaScript expression in the page."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def becomes(self, expression: str) -> bool:
+        """Whether a JavaScript expression comes true in time: Chromium chooses a picture's source after it answers."""
+        deadline = time.monotonic() + PATIENCE
+        while not (true := bool(self.ask(expression))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return true
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}

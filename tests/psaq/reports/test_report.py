@@ -320,7 +320,7 @@ def test_paper_gets_dark_words_on_white_and_what_is_folded_away(run, page):
     assert page.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.ask("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert page.ask("document.querySelector('.details').getBoundingClientRect().height") > 100
-    assert page.ask("document.images[0].currentSrc == document.images[0].src"), "the light figure goes on paper"
+    assert page.becomes("document.images[0].currentSrc == document.images[0].src"), "the light figure goes on paper"
 
 
 @needs_chromium
