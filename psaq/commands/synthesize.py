@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from psaq.commands.options import ModelOptions
 from psaq.synthesis import SynthesisConfig
-
-Preset = Literal["default", "paper", "faithful"]
+from psaq.synthesis.config import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -17,17 +15,15 @@ class Synthesize:
     model: ModelOptions = field(default_factory=ModelOptions)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     preset: Preset = "default"
-    """Where the other options start from: paper is the authors' schedule, faithful also their formulas."""
+    """Where the other options start from: paper is the authors' schedule, faithful also their formulas, pictures is for
+    images to look at."""
     out: Path | None = None
     """The run's folder; by default runs/synthesize-MODEL-seedSEED."""
 
     @classmethod
     def presets(cls) -> dict[str, "Synthesize"]:
         """The options that each preset starts from."""
-        return {
-            "paper": cls(synthesis=SynthesisConfig.paper(), preset="paper"),
-            "faithful": cls(synthesis=SynthesisConfig.paper(faithful=True), preset="faithful"),
-        }
+        return {name: cls(synthesis=config, preset=name) for name, config in PRESETS.items()}
 
     scales_out = True
 

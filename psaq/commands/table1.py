@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from psaq.commands.options import Device
-from psaq.commands.synthesize import Preset
 from psaq.models.table1_models import TABLE1_MODELS
 from psaq.quantization.recipes import RECIPES
+from psaq.synthesis.config import Preset
 
 Method = Literal["Standard", "Gaussian", "PSAQ"]
 
@@ -48,7 +48,8 @@ class Table1:
     num_images: int = 32
     """Calibration images of every kind."""
     preset: Preset = "default"
-    """How to synthesise: psaq's schedule, the authors' (paper), or also with their formulas (faithful)."""
+    """How to synthesise: psaq's schedule, the authors' (paper), also with their formulas (faithful), or images to look
+    at (pictures)."""
     steps: int | None = None
     """Steps of each round of the synthesis; by default the preset's."""
     synthesized: str | None = None

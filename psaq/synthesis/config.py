@@ -8,7 +8,8 @@ from psaq.errors import PsaqError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Setting = Literal["sound", "reference"]
-Start = Literal["natural", "white"]
+Start = Literal["natural", "white", "grey"]
+Preset = Literal["default", "paper", "faithful", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SynthesisConfig:
     seed: int = 0
     """Start noise, labels, jitter and flips all follow from it."""
     start: Start = "natural"
-    """Noise with the spectrum, colours and contrast of photographs, or the authors' white noise."""
+    """Noise with the spectrum, colours and contrast of photographs, the authors' white noise, or nearly even grey."""
     batch_size: int = 32
     """Images optimised together; more than fit are made in several batches."""
     rounds: int = 1
@@ -37,10 +38,16 @@ class SynthesisConfig:
     """Adam's, in normalised pixel units; by default 0.25 for Swin, else 0.20."""
     jitter: int = 15
     """Largest circular shift in round 1, in pixels of a 224-pixel image."""
+    resolutions: int = 1
+    """Sizes at which an image moves at once, each half of the one before; 1 is its pixels alone."""
+    noise: float = 0.0
+    """Standard deviation of fresh noise on what the model sees at each step, in normalised pixel units."""
     class_weight: float | None = None
     """Weight of the cross-entropy to each image's label; by default 1 where the model has classes."""
     smoothness_weight: float = 0.05
     """Weight of the distance from the target total variation."""
+    variation: float = 1.0
+    """The target total variation, as a multiple of the authors'."""
     bandwidth: float = 0.01
     """h of the Gaussian kernel, in units of cosine similarity."""
     grid: Grid = "fine"
@@ -61,9 +68,9 @@ class SynthesisConfig:
     """Moments of the way from noise to image that are kept, evenly spaced."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size", "rounds", "steps", "checkpoint_every"):
+        for name in ("num_images", "batch_size", "rounds", "steps", "resolutions", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup", "jitter", "class_weight", "smoothness_weight", "film_frames"):
+        for name in ("warmup", "jitter", "noise", "class_weight", "smoothness_weight", "variation", "film_frames"):
             _require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "at least 0")
         _require(self.warmup < 1, "warmup", self.warmup, "less than 1, the whole round")
         _require(0.002 <= self.bandwidth <= 0.2, "bandwidth", self.bandwidth, "within [0.002, 0.2]")
@@ -91,7 +98,36 @@ class SynthesisConfig:
             )
         return replace(config, **options)
 
+    @classmethod
+    def pictures(cls, **options: Any) -> "SynthesisConfig":
+        """Images in which a person sees what the class is: docs/samples.png. For the eye; to calibrate on, the default
+        is worth as much in a fraction of the time.
+
+        Args:
+            **options: any field, to depart from the preset by name.
+        """
+        config = cls(
+            start="grey",
+            steps=400,
+            learning_rate=0.04,
+            resolutions=7,
+            jitter=30,
+            noise=0.4,
+            class_weight=200.0,
+            smoothness_weight=0.5,
+            variation=0.3,
+        )
+        return replace(config, **options)
+
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise PsaqError(f"{name} {value}: must be {rule}")
+
+
+PRESETS: dict[Preset, SynthesisConfig] = {
+    "default": SynthesisConfig(),
+    "paper": SynthesisConfig.paper(),
+    "faithful": SynthesisConfig.paper(faithful=True),
+    "pictures": SynthesisConfig.pictures(),
+}

@@ -61,7 +61,9 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
         PsaqError: there are none, or they are of another configuration.
     """
     images = load_images(folder)
-    found, wanted = images.provenance.get("config") or {}, as_json(config)
+    wanted = as_json(config)
+    # Options that came later stand at their defaults in images from before them.
+    found = as_json(SynthesisConfig()) | (images.provenance.get("config") or {})
     if config.class_weight is None:
         wanted["class_weight"] = 0.0 if bool((images.labels == NO_CLASS).all()) else 1.0
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]

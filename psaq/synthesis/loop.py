@@ -30,14 +30,13 @@ from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_source
 from psaq.progress import count_as_done, note, progress_bar
 from psaq.runs import as_json, device_name, versions
+from psaq.synthesis.adam import adam_step
 from psaq.synthesis.config import SynthesisConfig
 from psaq.synthesis.noise import start_noise
 from psaq.synthesis.randomness import generator
 from psaq.synthesis.state import LOSSES, BatchState, load_batch
 
 FILM_IMAGES = 8
-_BETAS = (0.5, 0.9)
-_EPSILON = 1e-8
 _RESULTS = ("pixels", "labels", "history", "film")
 _REPORT_EVERY = 5  # steps: reading a loss waits for the device
 _TARGET_VARIATION = (2500.0, 3000.0)  # of 32 images of 224×224 in ImageNet's normalisation, as one norm
@@ -183,8 +182,8 @@ class Synthesis:
         batch = BatchState(
             pixels=pixels,
             labels=labels.to(self.device),
-            mean_gradient=torch.zeros_like(pixels),
-            mean_square=torch.zeros_like(pixels),
+            mean_gradient=pixels.new_zeros(config.resolutions, *pixels.shape),
+            mean_square=pixels.new_zeros(config.resolutions, *pixels.shape),
             history=torch.zeros(self.total_steps, len(LOSSES), device=self.device),
             film=torch.zeros(len(config.film_steps), shown, 3, *pixels.shape[2:], dtype=torch.uint8),
         )
@@ -199,14 +198,14 @@ class Synthesis:
         batch.pixels = batch.pixels.detach()
         batch.history[batch.step] = torch.stack([losses[name].detach().float() for name in LOSSES])
         batch.step += 1
-        _adam(batch, gradient, self._rate(batch.step - 1))
+        adam_step(batch, gradient, self._rate(batch.step - 1))
         batch.pixels.clamp_(self.black, self.white)
         self._film(batch)
 
     def _losses(self, recorder: PatchFeatureRecorder, batch: BatchState, index: int) -> Mapping[str, Tensor]:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
-        shown = renormalised(jittered, self.data, self.taken).to(self.dtype)
+        shown = renormalised(self._noisy(jittered, index, batch.step), self.data, self.taken).to(self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
             output = run(recorder.model, shown)
             further = None if self.aim.further_loss is None else self.aim.further_loss(shown, output)
@@ -234,6 +233,13 @@ class Synthesis:
         shifted = pixels.roll((shift, shift), dims=(2, 3))
         return shifted.flip(3) if torch.rand((), generator=draw) < 0.5 else shifted
 
+    def _noisy(self, pixels: Tensor, index: int, step: int) -> Tensor:
+        """The images under fresh noise: it drowns what is too fine to be seen and would move the model all the same."""
+        if not self.config.noise:
+            return pixels
+        drawn = torch.randn(pixels.shape, generator=generator(self.config.seed, index, "noise", step))
+        return pixels + self.config.noise * drawn.to(pixels)
+
     def _rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine to zero, in every round."""
         within, warmup = step % self.config.steps, round(self.config.warmup * self.config.steps)
@@ -246,7 +252,7 @@ class Synthesis:
         """The total variation asked for: the authors' draw, carried over to one image of this size and scale."""
         low, high = _TARGET_VARIATION
         draw = float(torch.rand((), generator=generator(self.config.seed, index, "variation")))
-        target = low + (high - low) * draw
+        target = self.config.variation * (low + (high - low) * draw)
         if self.config.smoothness == "reference":
             return target
         height, width = self.data.image_size
@@ -324,16 +330,6 @@ def _first_not_finite(recorder: PatchFeatureRecorder) -> str:
         if not features.isfinite().all():
             return f"not finite from {site.attention} on"
     return "with finite features in every layer, so behind the last or in the gradients"
-
-
-def _adam(batch: BatchState, gradient: Tensor, rate: float) -> None:
-    """One step of Adam (Kingma & Ba 2015, algorithm 1), its state kept with the batch so that it can be resumed."""
-    first, second = _BETAS
-    batch.mean_gradient.lerp_(gradient, 1 - first)
-    batch.mean_square.lerp_(gradient.square(), 1 - second)
-    mean = batch.mean_gradient / (1 - first**batch.step)
-    root = (batch.mean_square / (1 - second**batch.step)).sqrt_()
-    batch.pixels.sub_(rate * mean / (root + _EPSILON))
 
 
 def _batch_sizes(images: int, batch_size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where synthesis starts: white noise, or noise with what photographs have in common."""
+"""Where synthesis starts: white noise, noise with what photographs have in common, or grey."""
 
 import torch
 from jaxtyping import Float
@@ -15,10 +15,14 @@ _SLOPE = 1.25
 """Of the amplitudes, f^-slope: photographs have 1 to 1.5; here it gives the variation that smoothness asks for."""
 _GREY = 0.9
 """Correlation between two channels."""
+_FAINT = 0.01
+"""Of the noise on grey, which tells the images of a batch apart."""
 
 
 def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: int) -> Noise:
     """Batch ``batch`` of a run before its first step, in the model's normalised space."""
+    if start == "grey":
+        return _grey(data) + _FAINT * white_noise(count, data, generator(seed, batch, "grey"))
     if start == "white":
         return white_noise(count, data, generator(seed, batch, "noise"))
     return natural_noise(count, data, generator(seed, batch, "natural noise"))
@@ -27,6 +31,11 @@ def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: in
 def white_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
     """Standard normal pixels in the model's normalised space, each by itself: the authors' start."""
     return torch.randn((count, data.channels, *data.image_size), generator=draw)
+
+
+def _grey(data: DataConfig) -> Float[Tensor, "channels 1 1"]:
+    """Half-way between black and white."""
+    return ((0.5 - torch.tensor(data.mean)) / torch.tensor(data.std))[:, None, None]
 
 
 def natural_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:

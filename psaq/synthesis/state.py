@@ -23,8 +23,8 @@ class BatchState:
 
     pixels: Float[Tensor, "images 3 height width"]
     labels: Int[Tensor, " images"]
-    mean_gradient: Float[Tensor, "images 3 height width"]
-    mean_square: Float[Tensor, "images 3 height width"]
+    mean_gradient: Float[Tensor, "resolutions images 3 height width"]
+    mean_square: Float[Tensor, "resolutions images 3 height width"]
     history: Float[Tensor, "steps losses"]
     film: UInt8[Tensor, "frames shown 3 height width"]
     step: int = 0
@@ -70,7 +70,8 @@ def _invariants(batch: BatchState) -> Iterator[tuple[str, bool]]:
     pixels, moments, history, film = batch.pixels, (batch.mean_gradient, batch.mean_square), batch.history, batch.film
     floats = all(tensor.dtype == torch.float32 for tensor in (pixels, *moments, history))
     yield "it holds other types", floats and batch.labels.dtype == torch.int64 and film.dtype == torch.uint8
-    yield "it holds other shapes", pixels.ndim == 4 and all(moment.shape == pixels.shape for moment in moments)
+    yield "it holds other shapes", pixels.ndim == 4 and all(moment.shape[1:] == pixels.shape for moment in moments)
+    yield "its moments are of different resolutions", len({len(moment) for moment in moments}) == 1
     yield "it holds other labels than images", batch.labels.shape == pixels.shape[:1]
     yield "it holds other losses", history.ndim == 2 and history.shape[1] == len(LOSSES)
     yield "it holds another film", film.ndim == 5 and film.shape[2] == 3 and film.shape[3:] == pixels.shape[2:]

@@ -75,7 +75,7 @@ def _read_images(path: Path) -> Any:
 
 def _state(folder: Path) -> Path:
     draw = torch.Generator().manual_seed(0)
-    pixels, mean, square = (torch.rand(2, 3, 8, 8, generator=draw) for _ in range(3))
+    pixels, mean, square = (torch.rand(*shape, 3, 8, 8, generator=draw) for shape in ((2,), (1, 2), (1, 2)))
     film = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
     batch = state.BatchState(pixels, torch.tensor([0, 2]), mean, square, torch.rand(3, 4, generator=draw), film, step=2)
     batch.save(folder / "batch0000.safetensors", IDENTITY)

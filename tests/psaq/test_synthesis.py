@@ -1,20 +1,23 @@
 """Synthesis: the schedule, what it leaves alone, what it makes better, and resuming."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
 from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
-from psaq.models.zoo import data_config
+from psaq.models.zoo import data_config, load_model
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import Synthesis
 
 SHORT = SynthesisConfig(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
+PICTURES = SynthesisConfig.pictures(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
 
 
 class KilledError(Exception):
@@ -70,9 +73,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     assert not torch.equal(first.images, other.images)
 
 
-@pytest.mark.parametrize("killed_after", [1, 3, 6, 7, 11])
-def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, killed_after):
-    whole = synthesize(vit, SHORT, progress=False)
+@pytest.mark.parametrize(
+    ("config", "killed_after"), [*((SHORT, after) for after in (1, 3, 6, 7, 11)), (PICTURES, 3)], ids=str
+)
+def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, config, killed_after):
+    whole = synthesize(vit, config, progress=False)
     checkpoint = tmp_path / "checkpoint"
     after_step, calls = Synthesis._after_step, []
 
@@ -84,9 +89,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, kille
 
     monkeypatch.setattr(Synthesis, "_after_step", kill)
     with pytest.raises(KilledError):
-        synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+        synthesize(vit, config, checkpoint=checkpoint, progress=False)
     monkeypatch.setattr(Synthesis, "_after_step", after_step)
-    resumed = synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
+    resumed = synthesize(vit, config, checkpoint=checkpoint, progress=False)
     assert torch.equal(resumed.images, whole.images)
     assert torch.equal(resumed.film, whole.film)
     assert all(torch.equal(resumed.history[name], whole.history[name]) for name in whole.history)
@@ -115,6 +120,16 @@ def test_a_finished_folder_of_the_default_configuration_is_loaded(vit, tmp_path)
         synthesize_into(tmp_path / "run", vit, SynthesisConfig(num_images=1, steps=2, class_weight=2.0), progress=False)
 
 
+def test_images_from_before_an_option_are_those_of_its_default(vit, tmp_path):
+    config = SynthesisConfig(num_images=1, steps=2)
+    made = synthesize_into(tmp_path, vit, config, progress=False)
+    earlier = {name: value for name, value in made.provenance["config"].items() if name not in ("noise", "resolutions")}
+    replace(made, provenance={**made.provenance, "config": earlier}).save(tmp_path)
+    assert torch.equal(synthesize_into(tmp_path, vit, config, progress=False).images, made.images)
+    with pytest.raises(PsaqError, match="another resolutions"):
+        synthesize_into(tmp_path, vit, replace(config, resolutions=2), progress=False)
+
+
 def test_a_damaged_checkpoint_is_refused(vit, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
@@ -136,6 +151,25 @@ def test_the_authors_schedule():
     assert (paper.rounds, paper.steps, paper.num_images) == (2, 500, 32)
     faithful = SynthesisConfig.paper(faithful=True)
     assert (faithful.grid, faithful.smoothness, faithful.pixel_range) == ("reference", "reference", "reference")
+
+
+def test_at_several_resolutions_images_have_larger_shapes():
+    model, shares = load_model("micro_vit"), []
+    for resolutions in (1, 6):
+        config = SynthesisConfig.pictures(num_images=4, steps=15, resolutions=resolutions)
+        images = synthesize(model, config, progress=False)
+        shares.append((F.avg_pool2d(images.images, 8).var() / images.images.var()).item())
+    assert shares[1] > 2 * shares[0]
+
+
+def test_the_model_sees_fresh_noise_at_every_step_and_the_same_again(vit):
+    synthesis = Synthesis(vit, SynthesisConfig(noise=0.4))
+    even = torch.zeros(8, 3, 32, 32)
+    first, next_ = (synthesis._noisy(even, 0, step) for step in (0, 1))
+    assert first.std() == pytest.approx(0.4, rel=0.02)  # of 24,576 draws
+    assert torch.equal(first, synthesis._noisy(even, 0, 0))
+    assert abs((first * next_).mean()) < 0.01
+    assert Synthesis(vit, SynthesisConfig())._noisy(even, 0, 0) is even
 
 
 def test_the_rate_warms_up_and_falls_to_zero_in_every_round(vit):
@@ -165,11 +199,21 @@ def test_faithful_target_is_the_authors_draw(vit):
     assert 2500 <= target <= 3000
     per_image = Synthesis(vit, SynthesisConfig.paper())._target_variation(0)
     assert per_image == pytest.approx(target / math.sqrt(32) * 32 / 224 * 0.675 / (3 * 0.5), rel=1e-2)
+    assert Synthesis(vit, SynthesisConfig.paper(variation=0.3))._target_variation(0) == pytest.approx(0.3 * per_image)
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("num_images", 0), ("steps", 0), ("batch_size", -1), ("bandwidth", 0.0), ("warmup", 1.0), ("learning_rate", 0.0)],
+    [
+        ("num_images", 0),
+        ("steps", 0),
+        ("batch_size", -1),
+        ("bandwidth", 0.0),
+        ("warmup", 1.0),
+        ("learning_rate", 0.0),
+        ("noise", -1),
+        ("resolutions", 0),
+    ],
 )
 def test_options_out_of_range_are_named(option, value):
     with pytest.raises(PsaqError, match=option):

@@ -47,6 +47,13 @@ def test_white_noise_is_standard_normal_whatever_the_model():
     assert white_noise(2, HALVES, draw()).equal(expected)
 
 
+def test_grey_is_half_way_between_black_and_white_and_hardly_noisy():
+    for data in (IMAGENET, HALVES):
+        grey = start_noise("grey", 4, data, 0, 0) * torch.tensor(data.std)[:, None, None] + _column(data.mean)
+        torch.testing.assert_close(grey, torch.full((4, 3, 64, 96), 0.5), atol=0.03, rtol=0)
+        assert not grey[0].equal(grey[1])
+
+
 def test_each_batch_and_seed_has_its_own_noise():
     first = start_noise("natural", 2, IMAGENET, 0, 0)
     assert first.equal(start_noise("natural", 2, IMAGENET, 0, 0))
@@ -55,7 +62,12 @@ def test_each_batch_and_seed_has_its_own_noise():
 
 
 @pytest.mark.parametrize(
-    ("config", "start"), [(SynthesisConfig(), "natural"), (SynthesisConfig.paper(faithful=True), "white")]
+    ("config", "start"),
+    [
+        (SynthesisConfig(), "natural"),
+        (SynthesisConfig.paper(faithful=True), "white"),
+        (SynthesisConfig.pictures(), "grey"),
+    ],
 )
 def test_a_run_starts_from_the_noise_of_its_configuration(vit, config, start):
     synthesis = Synthesis(vit, config)

@@ -1,7 +1,6 @@
 """What ``psaq synthesize`` does."""
 
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,8 +13,6 @@ from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
 from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.synthesis.folder import HISTORY, synthesize_into
-
-Preset = Literal["default", "paper", "faithful"]
 
 
 def run(options: Synthesize) -> None:

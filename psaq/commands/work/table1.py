@@ -24,6 +24,7 @@ from psaq.reports import write_report
 from psaq.runs import RunFolder
 from psaq.suggestions import did_you_mean
 from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.config import PRESETS
 from psaq.tables.bench import Bench, Setup, weights_file
 from psaq.tables.cells import Cell, CellStore, Result
 from psaq.tables.comparison import PSAQ, STANDARD
@@ -113,7 +114,7 @@ def _source(options: Table1) -> ImageSource:
 
 
 def synthesis_config(options: Table1) -> SynthesisConfig:
-    config = SynthesisConfig() if options.preset == "default" else SynthesisConfig.paper(options.preset == "faithful")
+    config = PRESETS[options.preset]
     steps = config.steps if options.steps is None else options.steps
     return replace(config, num_images=options.num_images, steps=steps)
 
