@@ -4,12 +4,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types unit docs fuzz format clean
+.PHONY: demo test test-all lint types unit docs fuzz format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/psaq demo
 
 test: lint types unit
+
+# All of it, about twice as long: also what repeats a check on one more model, width or target.
+test-all: CASES := -m ''
+test-all: lint types unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -20,7 +24,7 @@ types: $(VENV)/.installed-dev
 
 # A test file at a time on each core: a thread that waits must not keep a core from the others.
 unit: $(VENV)/.installed-dev .triton36/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(CASES)
 
 # The pages of docs/ and the API reference, in site/.
 docs: $(VENV)/.installed-docs

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from launch import environment
+from repeats import also
 
 
-@pytest.mark.parametrize("command", ["synthesize", "quantize"])
+@pytest.mark.parametrize("command", ["quantize", *also("synthesize")])
 def test_killed_at_random_moments_it_ends_in_the_same_bits(command):
     script = Path(__file__).with_name("kills.py")
     arguments = [sys.executable, str(script), "--kills", "2", "--commands", command]

@@ -96,6 +96,7 @@ print(float((out[0, : len(expected)] - expected).abs().max() / expected.abs().ma
 ON_A_CPU = "needs a model on a GPU"
 
 
+@pytest.mark.repeat
 @pytest.mark.timeout(900)
 def test_a_rehearsal_runs_every_stage_and_a_second_call_goes_on(tmp_path: Path) -> None:
     """At toy sizes on the CPU, in Triton's interpreter: all but the GPU itself. Budgets are for GPUs:

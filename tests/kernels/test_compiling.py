@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repeats import also
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
@@ -72,8 +73,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("paths", TRITONS.values(), ids=TRITONS)
-def test_a_launch_finds_what_was_compiled_before(paths: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("triton", ["installed", *also("oldest")])
+def test_a_launch_finds_what_was_compiled_before(triton: str, tmp_path: Path) -> None:
+    paths = TRITONS[triton]
     if paths and not (Path(paths[0]) / "triton").exists():
         pytest.skip(f"{paths[0]} is absent: `make unit` installs Triton 3.6 there")
     script = tmp_path / "check.py"

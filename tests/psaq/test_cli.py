@@ -85,6 +85,7 @@ def test_the_paper_preset_sets_the_schedule_and_other_options_still_hold(weights
     assert (config["rounds"], config["steps"], config["grid"]) == (2, 1, "reference")
 
 
+@pytest.mark.repeat
 def test_a_run_killed_by_the_system_goes_on_to_the_same_bits(weights, tmp_path):
     steps = ("--steps", "60", "--checkpoint-every", "2")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -66,6 +66,7 @@ def test_standard_calibration(deit, real_images, val, reference, weights, sqnr, 
     assert report.agreement == pytest.approx(agreement, abs=6)
 
 
+@pytest.mark.repeat
 def test_wider_scopes_cost_more_and_8_bits_of_the_linear_layers_little(deit, real_images, val, reference):
     few = Subset(val, range(0, len(val), 5))
     logits = reference[0][::5]

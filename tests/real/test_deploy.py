@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repeats import also
 from torch import Tensor, nn
 
 import psaq
@@ -54,8 +55,8 @@ def agreement(model: nn.Module, reference: Tensor) -> Report:
     return compare(found, labels, reference)
 
 
-@pytest.mark.parametrize("weights", [8, 4])
-@pytest.mark.parametrize("scope", ["linear", "all"])
+@pytest.mark.parametrize("weights", [*also(8), 4])
+@pytest.mark.parametrize("scope", [*also("linear"), "all"])
 def test_integers_agree_with_the_simulation(weights: int, scope: str) -> None:
     report = agreement(psaq.deploy(quantized(weights, scope), torch.float32, "exact"), simulated_logits(weights, scope))
     assert report.agreement is not None
@@ -64,8 +65,8 @@ def test_integers_agree_with_the_simulation(weights: int, scope: str) -> None:
     assert report.logit_sqnr >= 45
 
 
-@pytest.mark.parametrize("weights", [8, 4])
-@pytest.mark.parametrize("scope", ["linear", "all"])
+@pytest.mark.parametrize("weights", [*also(8), 4])
+@pytest.mark.parametrize("scope", ["linear", *also("all")])
 def test_integers_in_half_precision_agree_with_the_simulation_in_it(weights: int, scope: str) -> None:
     qmodel = quantized(weights, scope)
     simulated, _ = logits(psaq.simulate(qmodel, torch.bfloat16))
@@ -76,7 +77,7 @@ def test_integers_in_half_precision_agree_with_the_simulation_in_it(weights: int
     assert report.logit_sqnr >= 35
 
 
-@pytest.mark.parametrize("weights", [8, 4])
+@pytest.mark.parametrize("weights", [*also(8), 4])
 def test_what_rounds_elsewhere_is_as_accurate(weights: int) -> None:
     """The default on a CPU: oneDNN's products, or float ones."""
     simulated = simulated_logits(weights, "linear")

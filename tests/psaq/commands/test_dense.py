@@ -5,6 +5,7 @@ import sys
 import pytest
 from dense_makes import write_annotations, write_masks, write_models, write_pictures
 from PIL import Image
+from repeats import also
 
 from psaq.cli import main
 from psaq.runs import read_run
@@ -87,7 +88,7 @@ def test_options_that_do_not_go_together_are_said_before_the_work(folder, psaq, 
     assert complaint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["micro_segmenter", "micro_detector", "models.py:segmenter"])
+@pytest.mark.parametrize("model", [*also("micro_segmenter"), "micro_detector", "models.py:segmenter"])
 def test_images_without_classes_are_synthesised_and_drawn(folder, psaq, model):
     psaq("synthesize", "--model", model, "--num-images", "2", "--steps", "2", "--out", "made")
     assert {path.name for path in (folder / "made").glob("*.png")} >= {"samples.png", "film.png"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from noise_picture import noise_picture
+from repeats import also
 from torch.utils.data import Subset
 
 from psaq.errors import PsaqError
@@ -114,7 +115,7 @@ def test_an_unknown_change_is_refused(options):
         replace(options, changes=("no such",)).run()
 
 
-@pytest.mark.parametrize("change", OBJECTIVES)
+@pytest.mark.parametrize("change", [*OBJECTIVES][:2] + also(*[*OBJECTIVES][2:]))
 def test_every_objective_leads_to_other_images(options, vit, change):
     replace(options, changes=(change,)).run()
     images = load_images(options.runs / f"{change.replace(' ', '_')}-seed0")

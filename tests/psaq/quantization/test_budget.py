@@ -26,7 +26,7 @@ def file_size(model: nn.Module, images: Tensor, recipe: Recipe, folder) -> int:
     return (folder / "q.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("scope", "share"), [("matmul", 0.65), ("linear", 0.8)])
+@pytest.mark.parametrize(("scope", "share"), [("matmul", 0.65), pytest.param("linear", 0.8, marks=pytest.mark.repeat)])
 def test_the_file_is_as_large_as_allowed(model, scope, share, tmp_path):
     images = gaussian_images(model, 4)
     whole = file_size(model, images, Recipe.accurate(8, 8, scope), tmp_path)

@@ -22,7 +22,9 @@ from psaq.training.train import HELD_OUT_SEED, TrainMicro, train
 SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_out": 20, "ema_decay": 0.5}
 
 
-@pytest.mark.parametrize(("model", "steps"), [("micro_vit", 40), ("micro_swin", 100)])
+@pytest.mark.parametrize(
+    ("model", "steps"), [("micro_vit", 40), pytest.param("micro_swin", 100, marks=pytest.mark.repeat)]
+)
 def test_the_script_trains_measures_and_writes(model, steps, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**SHORT, "steps": steps}.items()]
     options.append("--no-bfloat16")  # which few processors compute fast

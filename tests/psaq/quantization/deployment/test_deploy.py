@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from makes import images_for, made
+from repeats import also
 from sqnr import usual_sqnr
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("weights", [8, 4, 6])
+@pytest.mark.parametrize("weights", [8, 4, *also(6)])
 @pytest.mark.parametrize("scope", ["linear", "matmul", "all"])
 @torch.no_grad()
 def test_the_deployed_model_computes_the_same_bits(model: nn.Module, weights: int, scope: Any) -> None:
@@ -44,7 +45,7 @@ def test_the_deployed_model_computes_the_same_bits(model: nn.Module, weights: in
 
 
 @pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
-@pytest.mark.parametrize("weights", [8, 4])
+@pytest.mark.parametrize("weights", [*also(8), 4])
 @pytest.mark.parametrize("scope", ["linear", "all"])
 @torch.no_grad()
 def test_bundled_models_agree_on_scenes(name: str, weights: int, scope: Any) -> None:
@@ -267,7 +268,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("weights", [7, 4])
+@pytest.mark.parametrize("weights", [7, *also(4)])
 @pytest.mark.parametrize("scope", ["linear", "matmul", "all"])
 @torch.no_grad()
 def test_the_default_differs_from_the_simulation_by_rounding(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repeats import also
 from sqnr import usual_sqnr
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ def images(count: int = 6, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("weights", [4, 3])
+@pytest.mark.parametrize("weights", [4, *also(3)])
 @pytest.mark.parametrize("group", [32, 64, 128])
 @torch.no_grad()
 def test_the_deployed_model_computes_the_same_bits(model: nn.Module, weights: int, group: int) -> None:
@@ -47,7 +48,7 @@ def test_by_default_groups_are_multiplied_in_floats_and_it_says_why(model: nn.Mo
 
 
 @pytest.mark.parametrize("runtime", installed() or [pytest.param(None, marks=pytest.mark.skip("no runtime"))])
-@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("group", [64, *also(32, 128)])
 @pytest.mark.parametrize("target", ["any", "its own"])
 @torch.no_grad()
 def test_every_runtime_computes_the_fake_quantised_model(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from makes import images_for, made
+from repeats import also
 from sqnr import usual_sqnr
 from torch import nn
 
@@ -49,8 +50,8 @@ def stored(path: Path) -> Counter:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", [(8, 8), (4, 8)], ids=str)
-@pytest.mark.parametrize("scope", ["linear", "matmul", "all"])
+@pytest.mark.parametrize("precision", [*also((8, 8)), (4, 8)], ids=str)
+@pytest.mark.parametrize("scope", ["linear", *also("matmul"), "all"])
 def test_onnxruntime_computes_the_fake_quantised_model(
     model: nn.Module, precision: tuple[int, int], scope: Any, tmp_path: Path
 ) -> None:
@@ -66,7 +67,7 @@ def test_onnxruntime_computes_the_fake_quantised_model(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", [(8, 8), (4, 8), (6, 6)], ids=str)
+@pytest.mark.parametrize("precision", [*also((8, 8)), (4, 8), *also((6, 6))], ids=str)
 def test_uneven_inputs_of_a_product_stay_as_they_are(
     model: nn.Module, precision: tuple[int, int], tmp_path: Path
 ) -> None:

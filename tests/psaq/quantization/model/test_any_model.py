@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from makes import MAKES, images_for, made
+from repeats import also
 from torch import nn
 
 from psaq.density import patch_similarity_density
@@ -110,7 +111,9 @@ def test_half_precision_figures_and_measures_take_any_model(make):
     assert min(value for layer in layer_sqnr(qmodel, images).values() for value in layer.values()) > 5
 
 
-@pytest.mark.parametrize("make", ["timm: swin v2", "timm: xcit", "transformers: SegFormer", "own: encoder layer"])
+@pytest.mark.parametrize(
+    "make", ["timm: swin v2", *also("timm: xcit"), "transformers: SegFormer", *also("own: encoder layer")]
+)
 def test_bits_are_shared_out_in_any_model(make, tmp_path):
     model = made(make)
     images = images_for(model, 2)
@@ -124,7 +127,9 @@ def test_bits_are_shared_out_in_any_model(make, tmp_path):
     assert (tmp_path / "fitted.safetensors").stat().st_size <= size
 
 
-@pytest.mark.parametrize("make", ["timm: beit", "timm: swin v2", "transformers: ViT", "own: module", "own: products"])
+@pytest.mark.parametrize(
+    "make", ["timm: beit", *also("timm: swin v2", "own: module"), "transformers: ViT", "own: products"]
+)
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
 @torch.no_grad()
 def test_it_compiles_and_exports_whole(make):

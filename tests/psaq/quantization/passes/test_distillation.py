@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from repeats import also
 from torch.nn import functional as F
 from variants import build, images_for
 
@@ -19,7 +20,7 @@ from psaq.quantization.recipes import Recipe
 RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
 
 
-@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+@pytest.mark.parametrize("name", [*also("micro_vit"), "micro_swin"])
 def test_answers_come_closer_or_the_model_stays_as_it_was(name):
     model = psaq.load_model(name)
     images = calibration_scenes(model, 16)
