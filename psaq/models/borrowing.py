@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 _locks: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+_evaluators: "WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = WeakKeyDictionary()
+"""How many evaluate a model just now, and which of its parts were in training mode before the first."""
 _finding = Lock()
 
 
@@ -23,6 +25,37 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         lock = _locks.setdefault(model, RLock())
     with lock:
         yield
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, whoever else is in one; after the last of them every part is as it was."""
+    entered: list[nn.Module] = []
+    try:
+        for model in models:
+            _enter(model)
+            entered.append(model)
+        yield
+    finally:
+        for model in entered:
+            _leave(model)
+
+
+def _enter(model: nn.Module) -> None:
+    with _finding:
+        count, training = _evaluators.get(model, (0, [module for module in model.modules() if module.training]))
+        _evaluators[model] = count + 1, training
+        model.eval()
+
+
+def _leave(model: nn.Module) -> None:
+    with _finding:
+        count, training = _evaluators.pop(model)
+        if count > 1:
+            _evaluators[model] = count - 1, training
+            return
+        for module in training:
+            module.training = True
 
 
 def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from psaq.errors import PsaqError
-from psaq.models.borrowing import borrowed, only_here
+from psaq.models.borrowing import borrowed, evaluating, only_here
 from psaq.models.calling import run, takes, tensors_of
 from psaq.models.operations import (
     KINDS,
@@ -163,10 +163,8 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
 def _traced(model: nn.Module, images: Tensor) -> Trace:
     found = Trace(images=len(images), image_size=(images.shape[-2], images.shape[-1]))
     recorder = _Recorder(found, model, images)
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        with recorder.watching(model), recorder:
+        with evaluating(model), recorder.watching(model), recorder:
             output = run(model, images)
     except Exception as error:  # whatever a model raises where it does not take what it is given
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -174,9 +172,6 @@ def _traced(model: nn.Module, images: Tensor) -> Trace:
             f"{type(model).__name__}: does not take images of shape {tuple(images.shape)}, normalised and as a "
             f"{takes(model)} ({reason}). Give images of its size, or say how it is called: psaq.describe(model, …)"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
     found.outputs = [recorder.source(tensor) for tensor in tensors_of(output)]
     return found
 

@@ -20,7 +20,7 @@ from psaq.errors import PsaqError
 from psaq.images.batches import Images
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
-from psaq.models.borrowing import borrowed
+from psaq.models.borrowing import borrowed, evaluating
 from psaq.models.calling import logits_of, run
 from psaq.models.data import network_data
 from psaq.models.features import PatchFeatureRecorder, example_image, record_patch_features
@@ -347,14 +347,11 @@ def _classes(model: nn.Module) -> int | None:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside the block; afterwards everything as it was."""
-    with borrowed(model):
-        training = {module: module.training for module in model.modules()}
+    with borrowed(model), evaluating(model):
         wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
-            model.eval().requires_grad_(False)
+            model.requires_grad_(False)
             yield
         finally:
-            for module, mode in training.items():
-                module.training = mode
             for parameter, gradient in wanted.items():
                 parameter.requires_grad_(gradient)

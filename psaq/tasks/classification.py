@@ -14,6 +14,7 @@ from psaq.choices import TaskName
 from psaq.distributed import gather_dealt, together
 from psaq.errors import PsaqError
 from psaq.models.answers import Answering
+from psaq.models.borrowing import evaluating
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
 from psaq.tasks.reading import Batches, Reading, Unlabelled, WithoutTruth, first_truth, read
@@ -171,10 +172,9 @@ def _collected(
     batches = Batches.of(dataset, reading.batch_size)
     bar = {"description": description, "total": len(batches.own), "unit": "batch", "enabled": reading.progress}
     like = next(answers.model.parameters())
-    answers.model.eval()
     logits, labels = [], []
     reader = read(dataset, batches, reading, pin=like.is_cuda)
-    with together(), progress_bar(reader, **bar) as shown:  # type: ignore[arg-type]
+    with evaluating(answers.model), together(), progress_bar(reader, **bar) as shown:  # type: ignore[arg-type]
         for images, targets in shown:
             logits.append(_checked(answers(images.to(like, non_blocking=True))).float().cpu())
             labels.append(targets)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from psaq.distributed import gather_dealt, together
 from psaq.errors import PsaqError
 from psaq.models.answers import Answering
+from psaq.models.borrowing import evaluating
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
 from psaq.tasks.reading import Batches, Reading, Unlabelled, first_truth, read
@@ -86,11 +87,12 @@ class DenseTask(Task):
 
     @torch.no_grad()
     def _records(self, model: nn.Module, dataset: Dataset[Any], reference: Any, reading: Reading) -> list[Record]:
-        models = [Answering(each.eval()) for each in (model, reference) if each is not None]
+        models = [Answering(each) for each in (model, reference) if each is not None]
         batches, own = Batches.of(dataset, reading.batch_size), []
         bar = {"description": "Evaluating", "total": len(batches.own), "unit": "batch", "enabled": reading.progress}
         reader = read(dataset, batches, reading, pin=False, collate=_apart)
-        with together(), progress_bar(reader, **bar) as shown:  # type: ignore[arg-type]
+        held = evaluating(*(each.model for each in models))
+        with held, together(), progress_bar(reader, **bar) as shown:  # type: ignore[arg-type]
             for images, truths in shown:
                 known = [None] * len(images) if isinstance(dataset, Unlabelled) else truths
                 sizes = [_size(*each) for each in zip(images, known, strict=True)]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from psaq.choices import TaskName
+from psaq.models.borrowing import evaluating
 from psaq.models.calling import logits_of, named_parts, run, takes
 from psaq.models.data import data_config, find_data
 from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
@@ -49,4 +50,5 @@ def _of_output(output: Any, model: nn.Module) -> TaskName:
 @torch.no_grad()
 def _output(model: nn.Module) -> Any:
     config, like = data_config(model), next(model.parameters())
-    return run(model.eval(), torch.zeros(1, config.channels, *config.image_size).to(like))
+    with evaluating(model):
+        return run(model, torch.zeros(1, config.channels, *config.image_size).to(like))

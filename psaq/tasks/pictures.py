@@ -13,6 +13,7 @@ from psaq.choices import TaskName
 from psaq.errors import PsaqError
 from psaq.images.whole import WholePicture
 from psaq.models.answers import Answering
+from psaq.models.borrowing import evaluating
 from psaq.models.heads import label_names
 from psaq.tasks.dense import DenseTask
 from psaq.tasks.detection import Boxes, Detection, partners
@@ -61,8 +62,9 @@ def _answers(
     task: DenseTask, model: nn.Module, images: Sequence[Float[Tensor, "c h w"]], pictures: Sequence[Image.Image]
 ) -> list:
     """One picture at a time: they may differ in size."""
-    answering, sizes = Answering(model.eval()), [(picture.height, picture.width) for picture in pictures]
-    return [task.answered(answering, [image], [size])[0].answer for image, size in zip(images, sizes, strict=True)]
+    answering, sizes = Answering(model), [(picture.height, picture.width) for picture in pictures]
+    with evaluating(model):
+        return [task.answered(answering, [image], [size])[0].answer for image, size in zip(images, sizes, strict=True)]
 
 
 def _drawn(one: Boxes, other: Boxes) -> tuple[DrawnBoxes, DrawnBoxes]:

@@ -9,9 +9,11 @@ from torch import nn
 
 from psaq.density.measure import patch_similarity_density
 from psaq.errors import PsaqError
-from psaq.models.borrowing import borrowed, only_here
+from psaq.evaluation import evaluate
+from psaq.models.borrowing import borrowed, evaluating, only_here
 from psaq.models.features import example_image, patch_features, record_patch_features
 from psaq.models.trace import trace
+from psaq.models.zoo import load_model
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.synthesis import SynthesisConfig, synthesize
@@ -108,3 +110,27 @@ def test_one_thread_may_borrow_twice_and_hooks_hear_their_own_thread(vit):
         hook(1)
         at_once(lambda: hook(2))
     assert heard == [1]
+
+
+def test_an_evaluation_leaves_the_model_in_the_mode_that_it_had(vit):
+    vit.train()
+    vit.blocks[0].eval()
+    before = holdings(vit)
+    labelled = [(image, 0) for image in IMAGES]
+    evaluate(vit, labelled, vit)
+    segmenter = load_model("micro_segmenter").train()
+    evaluate(segmenter, torch.zeros(2, 3, 64, 64), segmenter)
+    with pytest.raises(PsaqError):
+        evaluate(vit, [(IMAGES[0] * torch.nan, 0)])
+    assert holdings(vit) == before
+    assert all(module.training for module in segmenter.modules())
+
+
+def test_the_last_of_several_evaluations_gives_the_mode_back(vit):
+    before = holdings(vit.train())
+    with evaluating(vit):
+        with evaluating(vit, vit.head):
+            at_once(lambda: evaluate(vit, [(IMAGES[0], 0)]))
+            assert not any(module.training for module in vit.modules())
+        assert not any(module.training for module in vit.modules())
+    assert holdings(vit) == before
