@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run
 from psaq.errors import PsaqError
-from psaq.images.batches import gaussian_images
+from psaq.images.batches import Images, gaussian_images
 from psaq.losses import eager_entropy
+from psaq.models.answers import Answering
 from psaq.models.features import PatchFeatureRecorder
-from psaq.models.zoo import num_classes
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.loop import Synthesis, frozen
 
@@ -70,14 +71,21 @@ def variant(name: str, model: nn.Module, count: int) -> Run:
 def _model_alone(model: nn.Module, count: int) -> Run:
     device = next(model.parameters()).device
     images = gaussian_images(model, count).to(device).requires_grad_()
-    labels = torch.zeros(count, dtype=torch.long, device=device)
+    answering = Answering(model)
 
     def run() -> object:
         with frozen(model):
-            loss = nn.functional.cross_entropy(model(images), labels)
-            return torch.autograd.grad(loss, images)
+            return torch.autograd.grad(_loss(answering, images), images)
 
     return run
+
+
+def _loss(answering: Answering, images: Images) -> Float[Tensor, ""]:
+    """Something to go back from: the class loss, or, where there are no classes, the size of what is answered."""
+    answers = answering(images)
+    if not answering.has_classes:
+        return answers.square().mean()
+    return nn.functional.cross_entropy(answers, torch.zeros(len(images), dtype=torch.long, device=images.device))
 
 
 def _synthesis_step(model: nn.Module, count: int) -> Run:
@@ -98,14 +106,12 @@ def _synthesis_step(model: nn.Module, count: int) -> Run:
 def _eager_step(model: nn.Module, count: int) -> Run:
     device = next(model.parameters()).device
     images = gaussian_images(model, count).to(device).requires_grad_()
-    labels = torch.randint(num_classes(model), (count,), device=device)
     optimiser = torch.optim.Adam([images], lr=0.2, betas=(0.5, 0.9))
-
-    recorder = PatchFeatureRecorder(model, "mean")
+    answering, recorder = Answering(model), PatchFeatureRecorder(model, "mean")
 
     def run() -> object:
         with frozen(model), recorder.attached():
-            loss = nn.functional.cross_entropy(model(images), labels)
+            loss = _loss(answering, images)
             for layer in recorder.features:
                 loss = loss - eager_entropy(layer)
             (images.grad,) = torch.autograd.grad(loss, images)

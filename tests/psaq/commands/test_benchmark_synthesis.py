@@ -34,6 +34,12 @@ def test_the_table_has_every_variant_and_its_ratio(options, tmp_path, capsys):
     assert STEP in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["micro_segmenter", "micro_detector"])
+def test_boxes_and_pixels_are_timed_without_a_class_loss(name, capsys):
+    BenchmarkSynthesis(ModelOptions(name, device="cpu"), images=(1,), repeats=1, memory=False).run()
+    assert EAGER in capsys.readouterr().out
+
+
 def test_nothing_to_time_is_refused():
     with pytest.raises(PsaqError, match="images"):
         BenchmarkSynthesis(images=())
