@@ -221,6 +221,7 @@ def test_a_killed_run_goes_on_to_the_same_table(whole, tmp_path):
     same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.repeat
 def test_two_ranks_make_the_table_of_one(whole, tmp_path):
     process = start([*TORCHRUN, "-m", "psaq", "table1", *arguments(tmp_path / "run")], tmp_path / "log")
     assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
@@ -228,7 +229,6 @@ def test_two_ranks_make_the_table_of_one(whole, tmp_path):
     assert (tmp_path / "log").read_text().count("Top-1 in %") == 1, "one rank speaks for all"
 
 
-@pytest.mark.repeat
 def test_a_lost_rank_ends_the_run_and_costs_no_finished_cell(whole, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     process = start([*TORCHRUN, "-m", "psaq", "table1", *arguments(out)], log)

@@ -78,7 +78,7 @@ def test_trained_models_lose_less_than_by_the_paper(name, bits):
     assert logit_sqnr(accurate(unseen), reference) > logit_sqnr(paper(unseen), reference) + 1
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@pytest.mark.parametrize("name", ["vit", *also("swin")])
 def test_the_same_images_give_the_same_bits(name, images, request):
     model = request.getfixturevalue(name)
     one, other = (quantize(model, images, Recipe.accurate(4, 4, **EVERY_PART)).state_dict() for _ in range(2))

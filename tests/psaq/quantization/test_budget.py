@@ -16,7 +16,7 @@ from psaq.quantization.model.points import live_points, weight_points
 SMALLEST = re.compile(r"it takes ([\d.]+) MB")
 
 
-@pytest.fixture(params=["micro_vit", "micro_swin"])
+@pytest.fixture(params=["micro_vit", *also("micro_swin")])
 def model(request) -> nn.Module:
     return load_model(request.param)
 

@@ -194,7 +194,7 @@ def test_deployed_models_offer_patch_features(vit: nn.Module) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("backend", ["exact", "onednn"])
+@pytest.mark.parametrize("backend", [*also("exact"), "onednn"])
 def test_compiles_into_one_graph(model: nn.Module, backend: Any) -> None:
     fast = deploy(quantize(model, images(), Recipe.paper(4, scope="linear")), torch.float32, backend)
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
