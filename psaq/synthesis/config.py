@@ -1,6 +1,7 @@
 """How to synthesise: the schedule, the losses' weights, the authors' settings by name."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from psaq.choices import Grid, Heads
@@ -118,6 +119,11 @@ class SynthesisConfig:
             variation=0.3,
         )
         return replace(config, **options)
+
+
+def with_later_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration in full: options that came after it was written stand at their defaults."""
+    return asdict(SynthesisConfig()) | dict(stored)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

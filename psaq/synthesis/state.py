@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, save_tensors
+from psaq.synthesis.config import with_later_options
 
 KIND = "synthesis checkpoint"
 LOSSES = ("entropy", "class_loss", "smoothness_loss", "loss")
@@ -39,6 +40,7 @@ class BatchState:
         save_tensors(path, tensors, KIND, {"identity": identity, "step": self.step})
 
 
+_MOMENTS = ("mean_gradient", "mean_square")
 _TENSORS = {field.name for field in fields(BatchState)} - {"step"}
 
 
@@ -53,16 +55,25 @@ def load_batch(path: Path, identity: Mapping[str, Any], device: torch.device) ->
     found = header.get("identity")
     if not isinstance(found, dict) or header.keys() != {"identity", "step"} or tensors.keys() != _TENSORS:
         raise PsaqError(f"{path}: lacks a part, or holds something else; remove it to start again")
+    found, identity = _in_full(found), _in_full(identity)
     differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
     if differing:
         raise PsaqError(
             f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
         )
+    tensors |= {
+        name: tensors[name][None] for name in _MOMENTS if tensors[name].ndim == 4
+    }  # version 0.1: one resolution
     batch = BatchState(**{name: tensor.to(device) for name, tensor in tensors.items()}, step=header["step"])
     wrong = next((what for what, is_right in _invariants(batch) if not is_right), None)
     if wrong is not None:
         raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
     return batch
+
+
+def _in_full(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = identity.get("config")
+    return {**identity, "config": with_later_options(config)} if isinstance(config, dict) else identity
 
 
 def _invariants(batch: BatchState) -> Iterator[tuple[str, bool]]:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from psaq.errors import PsaqError
+from psaq.files import load_tensors, save_tensors
 from psaq.images.batches import gaussian_images
 from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
@@ -15,6 +16,7 @@ from psaq.models.zoo import data_config, load_model
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import Synthesis
+from psaq.synthesis.state import KIND
 
 SHORT = SynthesisConfig(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
 PICTURES = SynthesisConfig.pictures(num_images=3, batch_size=2, steps=6, checkpoint_every=2, film_frames=3)
@@ -95,6 +97,23 @@ def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, confi
     assert torch.equal(resumed.images, whole.images)
     assert torch.equal(resumed.film, whole.film)
     assert all(torch.equal(resumed.history[name], whole.history[name]) for name in whole.history)
+
+
+def test_a_checkpoint_of_version_0_1_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch):
+    """It has no resolutions, and its configuration none of the options that came with them."""
+    whole = synthesize(vit, SHORT, progress=False)
+    monkeypatch.setattr(Synthesis, "_check_finite", lambda _self, _recorder, batch: 1 / (batch.step < 5))
+    with pytest.raises(ZeroDivisionError):
+        synthesize(vit, SHORT, checkpoint=tmp_path, progress=False)
+    monkeypatch.undo()
+    file = tmp_path / "batch0000.safetensors"
+    tensors, header = load_tensors(file, KIND)
+    assert header["step"] == 4
+    for name in ("noise", "resolutions", "variation"):
+        del header["identity"]["config"][name]
+    moments = {name: tensors[name][0] for name in ("mean_gradient", "mean_square")}
+    save_tensors(file, {**tensors, **moments}, KIND, header)
+    assert torch.equal(synthesize(vit, SHORT, checkpoint=tmp_path, progress=False).images, whole.images)
 
 
 def test_a_checkpoint_of_another_run_is_refused(vit, tmp_path):
