@@ -34,6 +34,7 @@ def test_undamaged_it_is_read(path):
         ("labels", lambda labels: labels[:1]),
         ("mean_gradient", lambda mean: mean * torch.inf),
         ("mean_gradient", lambda mean: mean[:1]),
+        ("mean_gradient", lambda mean: mean[0]),
         ("mean_square", lambda square: square - 1),
         ("history", lambda history: history[:, :3]),
         ("history", lambda history: history + torch.nan),
