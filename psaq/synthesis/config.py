@@ -109,13 +109,13 @@ class SynthesisConfig:
         """
         config = cls(
             start="grey",
-            steps=500,
-            learning_rate=0.05,
+            steps=400,
+            learning_rate=0.04,
             resolutions=7,
-            jitter=45,
+            jitter=30,
             noise=0.4,
-            class_weight=500.0,
-            smoothness_weight=1.0,
+            class_weight=200.0,
+            smoothness_weight=0.5,
             variation=0.3,
         )
         return replace(config, **options)

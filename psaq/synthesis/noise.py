@@ -22,7 +22,7 @@ _FAINT = 0.01
 def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: int) -> Noise:
     """Batch ``batch`` of a run before its first step, in the model's normalised space."""
     if start == "grey":
-        return _grey(data) + _FAINT * white_noise(count, data, generator(seed, batch, "grey"))
+        return _grey(data) + _FAINT * white_noise(count, data, generator(seed, batch, "noise"))
     if start == "white":
         return white_noise(count, data, generator(seed, batch, "noise"))
     return natural_noise(count, data, generator(seed, batch, "natural noise"))

@@ -61,9 +61,8 @@ def load_batch(path: Path, identity: Mapping[str, Any], device: torch.device) ->
         raise PsaqError(
             f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
         )
-    tensors |= {
-        name: tensors[name][None] for name in _MOMENTS if tensors[name].ndim == 4
-    }  # version 0.1: one resolution
+    # Version 0.1 knows one resolution and does not say so.
+    tensors |= {name: tensors[name][None] for name in _MOMENTS if tensors[name].ndim == 4}
     batch = BatchState(**{name: tensor.to(device) for name, tensor in tensors.items()}, step=header["step"])
     wrong = next((what for what, is_right in _invariants(batch) if not is_right), None)
     if wrong is not None:
