@@ -101,8 +101,10 @@ class SynthesisConfig:
 
     @classmethod
     def pictures(cls, **options: Any) -> "SynthesisConfig":
-        """Images in which a person sees what the class is: docs/samples.png. For the eye; to calibrate on, the default
-        is worth as much in a fraction of the time.
+        """Images in which a person sees what the class is (docs/samples.png): for the eye, not chosen to calibrate on.
+
+        They move at seven resolutions at once (Fort & Whitaker 2025) from grey, the model sees them under fresh noise,
+        and the class counts for more than the entropy. It takes a model with classes.
 
         Args:
             **options: any field, to depart from the preset by name.
