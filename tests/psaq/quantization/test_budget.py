@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repeats import also
 from torch import Tensor, nn
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
