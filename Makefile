@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: lint types unit
 
-# All of it, about twice as long: also what repeats a check on one more model, width or target.
+# All of it, about a third longer: also what repeats a check on one more model, width or target.
 test-all: CASES := -m ''
 test-all: lint types unit
 

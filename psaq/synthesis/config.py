@@ -101,7 +101,7 @@ class SynthesisConfig:
 
     @classmethod
     def pictures(cls, **options: Any) -> "SynthesisConfig":
-        """Images in which a person sees what the class is (docs/samples.png): for the eye, not chosen to calibrate on.
+        """Images in which a person often sees the class (docs/samples.png): for the eye, not chosen to calibrate on.
 
         They move at seven resolutions at once (Fort & Whitaker 2025) from grey, the model sees them under fresh noise,
         and the class counts for more than the entropy. It takes a model with classes.

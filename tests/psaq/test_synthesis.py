@@ -75,9 +75,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     assert not torch.equal(first.images, other.images)
 
 
-@pytest.mark.parametrize(
-    ("config", "killed_after"), [*((SHORT, after) for after in (1, 3, 6, 7, 11)), (PICTURES, 3)], ids=str
-)
+@pytest.mark.parametrize(("config", "killed_after"), [*((SHORT, after) for after in (1, 3, 6, 7, 11)), (PICTURES, 3)])
 def test_a_killed_run_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, config, killed_after):
     whole = synthesize(vit, config, progress=False)
     checkpoint = tmp_path / "checkpoint"
