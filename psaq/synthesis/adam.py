@@ -23,7 +23,7 @@ def adam_step(batch: BatchState, gradient: Images, rate: float) -> None:
     batch.mean_square.lerp_(gradients.square(), 1 - second)
     mean = batch.mean_gradient / (1 - first**batch.step)
     root = (batch.mean_square / (1 - second**batch.step)).sqrt_()
-    batch.pixels.sub_(rate * (mean / (root + _EPSILON)).sum(0))
+    batch.pixels.sub_((rate * mean / (root + _EPSILON)).sum(0))
 
 
 def _coarser(gradient: Images, level: int) -> Tensor:
