@@ -4,7 +4,7 @@ import importlib
 import importlib.metadata
 import sys
 
-from psaq.program import Command, run_command
+from psaq.program import Command, run_command, while_read
 from psaq.suggestions import did_you_mean
 
 COMMANDS = {
@@ -57,7 +57,8 @@ def main() -> None:
     """Entry point of ``psaq``."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        with while_read():
+            print(_overview())
         return
     if arguments[0] == "--version":
         print(f"psaq {importlib.metadata.version('psaq')}")

@@ -1,6 +1,8 @@
 """A frozen dataclass as a program: its fields are the options, ``run`` does the work."""
 
 import dataclasses
+import os
+import select
 import shlex
 import signal
 import sys
@@ -27,15 +29,23 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     A command with presets (``presets() -> dict[str, instance]``) takes its defaults from ``--preset NAME``.
 
     Exits with code 2 and one message where the input is wrong; with 130 on Ctrl-C and 143 on SIGTERM, and the
-    command that goes on.
+    command that goes on; with 141 and no word where nobody reads its output any more.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with while_read():
+        parsed = _parsed(command, arguments, prog)
+        _run_or_say_why_not(parsed, prog or command.__name__.lower(), arguments)
+
+
+def _parsed(command: type[C], arguments: list[str], prog: str | None) -> Any:
     import tyro
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     preset = _preset(command, arguments)
     defaults = {} if preset is None else {"default": preset}
-    parsed: Any = tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
-    name = prog or command.__name__.lower()
+    return tyro.cli(command, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **defaults)
+
+
+def _run_or_say_why_not(parsed: Any, name: str, arguments: list[str]) -> None:
     try:
         with _told_to_stop():
             _run(parsed, name)
@@ -52,6 +62,28 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
         goes_on = shlex.join([*name.split(), *arguments])
         print(f"psaq: {'stopped' if told else 'interrupted'}; to go on: {goes_on}", file=sys.stderr)
         raise SystemExit(143 if told else 130) from None
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """End quietly, as other programs do, where what reads the output has left: `psaq ... | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        raise SystemExit(141) from None
+
+
+def _reader_left() -> bool:
+    """Whether it was standard output, and no other pipe, that broke."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

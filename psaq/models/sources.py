@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import timm
@@ -18,6 +19,8 @@ from psaq.models.timm_data import built_for
 from psaq.models.transformers_data import is_transformers
 from psaq.models.transformers_library import build_transformers, described_config, exported_class
 
+Kind = Literal["timm", "transformers", "micro"]
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -29,7 +32,7 @@ class ModelSource:
     """The timm model name, tag included, the name of transformers' class, or that of a bundled model."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for ``timm.create_model``, or transformers' configuration; JSON types only."""
-    kind: Literal["timm", "transformers", "micro"] = "timm"
+    kind: Kind = "timm"
     """The library that builds it."""
 
 
@@ -95,21 +98,31 @@ def _timm_options(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]
 def _builds(source: ModelSource, model: nn.Module) -> bool:
     """Whether a source gives this very architecture."""
     try:
-        with torch.device("meta"):
-            rebuilt = build_model(source)
-    except PsaqError:
-        return False
-    pooled = getattr(model, "global_pool", None) == getattr(rebuilt, "global_pool", None)
-    return type(rebuilt) is type(model) and pooled and _shapes(model) == _shapes(rebuilt) and _is_json(source)
-
-
-def _is_json(source: ModelSource) -> bool:
-    try:
-        json.dumps(source.options)
+        options = json.dumps(source.options)
     except TypeError:
         return False
-    return True
+    return _Likeness.of(model) == _likeness(source.kind, source.architecture, options)
 
 
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+@dataclass(frozen=True)
+class _Likeness:
+    """What two models of one architecture have in common."""
+
+    kind: type[nn.Module]
+    pooling: str | None
+    shapes: dict[str, torch.Size]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Likeness":
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        return cls(type(model), getattr(model, "global_pool", None), shapes)
+
+
+@lru_cache(maxsize=64)
+def _likeness(kind: Kind, architecture: str, options: str) -> _Likeness | None:
+    """Of what a source builds, seen without memory for weights; kept, for who quantises a model quantises it often."""
+    try:
+        with torch.device("meta"):
+            return _Likeness.of(build_model(ModelSource(architecture, architecture, json.loads(options), kind)))
+    except PsaqError:
+        return None

@@ -1,6 +1,7 @@
 """Faults while psaq runs: what was there stays whole, the fault is one line, and the same command ends as if nothing
 had been."""
 
+import io
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from psaq.cli import main
 from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
@@ -18,7 +20,7 @@ from psaq.errors import PsaqError
 from psaq.files import save_tensors, write_record
 from psaq.images.synthetic import load_images
 from psaq.models.features import PatchFeatureRecorder
-from psaq.program import _out_of_memory, run_command
+from psaq.program import _out_of_memory, run_command, while_read
 from psaq.runs import read_run
 from psaq.synthesis import SynthesisConfig, synthesize
 from psaq.synthesis.state import BatchState
@@ -41,6 +43,27 @@ def command(folder: Path) -> list[str]:
 def run(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["psaq", "synthesize", *command(folder)])
     run_command(Synthesize, command(folder), prog="psaq synthesize")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["evaluate", "--help"]])
+def test_where_nobody_reads_on_it_ends_without_a_word(monkeypatch, capfd, arguments, buffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    output = io.TextIOWrapper(os.fdopen(writing, "wb"), write_through=not buffered)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", ["psaq", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    monkeypatch.undo()
+    output.close()
+    assert ended.value.code == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_outputs():
+    with pytest.raises(BrokenPipeError), while_read():
+        raise BrokenPipeError
 
 
 def at_the_second_checkpoint(monkeypatch, fault):
