@@ -64,6 +64,17 @@ def test_doctor_says_what_it_found():
     assert "deit_tiny" in result.stdout
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Run a command in this process."""
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["psaq", *words])
+        main()
+
+    return run
+
+
 def test_synthesize_leaves_a_whole_run(weights, tmp_path):
     result = psaq(*arguments(weights, tmp_path / "run", "--steps", "3"))
     assert result.returncode == 0, result.stderr
@@ -78,9 +89,8 @@ def test_synthesize_leaves_a_whole_run(weights, tmp_path):
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 1 + 3
 
 
-def test_the_paper_preset_sets_the_schedule_and_other_options_still_hold(weights, tmp_path):
-    result = psaq(*arguments(weights, tmp_path / "run", "--preset", "faithful", "--steps", "1"))
-    assert result.returncode == 0, result.stderr
+def test_the_paper_preset_sets_the_schedule_and_other_options_still_hold(weights, tmp_path, here):
+    here(*arguments(weights, tmp_path / "run", "--preset", "faithful", "--steps", "1"))
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["synthesis"]
     assert (config["rounds"], config["steps"], config["grid"]) == (2, 1, "reference")
 
@@ -105,12 +115,11 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_bits(weights, tmp_path):
     assert not (killed / "checkpoint").exists()
 
 
-def test_a_finished_run_is_not_made_again(weights, tmp_path, monkeypatch, capsys):
+def test_a_finished_run_is_not_made_again(weights, tmp_path, here, capsys):
     command = arguments(weights, tmp_path / "run", "--steps", "2")
-    monkeypatch.setattr(sys, "argv", ["psaq", *command])
-    main()
+    here(*command)
     before = (tmp_path / "run" / "run.json").read_text()
-    main()
+    here(*command)
     assert "already" in capsys.readouterr().out
     assert (tmp_path / "run" / "run.json").read_text() == before
 

@@ -1,10 +1,12 @@
 """``psaq benchmark inference``: every variant and every layer is timed, and the figures belong together."""
 
+import io
 import json
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
+from small_models import small_vit
 
 from psaq import PsaqError
 from psaq.commands.benchmark_inference import BenchmarkInference
@@ -12,12 +14,14 @@ from psaq.commands.options import ModelOptions
 from psaq.quantization.deployment.runtimes import installed
 
 
-@pytest.fixture
-def results(vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: Any) -> dict[str, Any]:
+    vit, out, said = small_vit(), tmp_path_factory.mktemp("benchmark") / "run", io.StringIO()
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
-    monkeypatch.setattr(ModelOptions, "load", lambda _: vit)
-    BenchmarkInference(images=(1, 3), repeats=2, precision="W4A8", out=tmp_path / "run").run()
-    return {**json.loads((tmp_path / "run" / "run.json").read_text())["results"], "said": capsys.readouterr().out}
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(said):
+        patched.setattr(ModelOptions, "load", lambda _: vit)
+        BenchmarkInference(images=(1, 3), repeats=2, precision="W4A8", out=out).run()
+    return {**json.loads((out / "run.json").read_text())["results"], "said": said.getvalue()}
 
 
 def test_every_variant_is_timed_at_every_batch(results: dict[str, Any]) -> None:
@@ -55,7 +59,8 @@ def test_the_tables_say_where_and_what(results: dict[str, Any]) -> None:
     assert results["said"].count("blocks.*.attn.qkv") == 2
 
 
-def test_random_weights_need_no_download(capsys: Any) -> None:
+def test_random_weights_need_no_download(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psaq.benchmarks.inference.installed", list)
     BenchmarkInference(ModelOptions("deit_tiny", image_size=32), images=(1,), repeats=1, random_weights=True).run()
     assert "blocks.*.mlp.fc1 + gelu" in capsys.readouterr().out
 

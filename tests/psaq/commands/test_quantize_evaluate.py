@@ -250,7 +250,7 @@ def test_the_command_line_as_a_process(tmp_path):
 
 def psaq_quantize(weights, out):
     options = ["--model", "vit_tiny_patch16_224", "--num-classes", "10", "--image-size", "32", "--device", "cpu"]
-    calibration = ["--gaussian", "--num-images", "2", "--precision", "W4A8"]
+    calibration = ["--gaussian", "--num-images", "2", "--precision", "W4A8", "--recipe", "paper"]
     command = [*options, *calibration, "--weights", str(weights), "--out", str(out)]
     return subprocess.run(
         [sys.executable, "-m", "psaq", "quantize", *command], capture_output=True, text=True, timeout=300

@@ -23,24 +23,24 @@ RECIPE = Recipe.accurate(3, 4, distillation_steps=0)
 @pytest.mark.parametrize("name", [*also("micro_vit"), "micro_swin"])
 def test_answers_come_closer_or_the_model_stays_as_it_was(name):
     model = psaq.load_model(name)
-    images = calibration_scenes(model, 16)
+    images = calibration_scenes(model, 8)
     qmodel = quantize(model, images, RECIPE)
     before, state = answer_error(qmodel, model, images, Lesson()), copy.deepcopy(qmodel.state_dict())
-    distil(qmodel, model, images, steps=30)
+    distil(qmodel, model, images, steps=20)
     kept = all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
     assert kept or answer_error(qmodel, model, images, Lesson()) < before
 
 
 def test_a_model_that_was_disturbed_finds_back():
     model = psaq.load_model("micro_swin")
-    images, others = calibration_scenes(model, 32).split(16)
+    images, others = calibration_scenes(model, 16).split(8)
     qmodel = quantize(model, images, RECIPE)
     with torch.no_grad():
         for name, parameter in qmodel.named_parameters():
             if name.endswith("norm1.bias"):
                 parameter += 0.5
     before = answer_error(qmodel, model, images, Lesson()), answer_error(qmodel, model, others, Lesson())
-    distil(qmodel, model, images, steps=60)
+    distil(qmodel, model, images, steps=40)
     assert answer_error(qmodel, model, images, Lesson()) < 0.7 * before[0]
     assert answer_error(qmodel, model, others, Lesson()) < 0.9 * before[1], "also on images that it was not trained on"
 
