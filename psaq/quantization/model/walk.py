@@ -1,6 +1,6 @@
 """Walking through a model block by block: the inputs of any layer without running what lies before its block."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,26 @@ from torch import Tensor, nn
 from psaq.models.calling import run, tensors_of
 from psaq.quantization.model.conversion import structure
 
+Calls = Sequence[Tensor]
+"""What a module takes or emits in one pass, call by call."""
+
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a model by name, in the order in which they run.
+    """The blocks of a model by name, in the order in which they first run.
 
     Attributes:
-        in_a_row: whether what a block emits is all that is needed of those before it; otherwise what each emits is
-            kept.
+        calls: how often each runs in one pass: a detector's head once for every level of its pyramid.
+        in_a_row: so many of the first stand in a row: what one of them emits is all that is needed of those before
+            it. What each of the others emits is kept.
     """
 
     names: tuple[str, ...]
-    in_a_row: bool
+    calls: tuple[int, ...]
+    in_a_row: int
+
+    def calls_of(self, name: str) -> int | None:
+        return dict(zip(self.names, self.calls, strict=True)).get(name)
 
 
 class Walk:
@@ -35,24 +43,26 @@ class Walk:
     Args:
         model: in evaluation mode; its layers may change as long as their block is not finished.
         batches: (images, channels, height, width) each.
+        calls: how often a module runs in one pass, where that is more than once and it is no block.
     """
 
-    def __init__(self, model: nn.Module, batches: list[Tensor], blocks: Blocks):
+    def __init__(self, model: nn.Module, batches: list[Tensor], blocks: Blocks, calls: Mapping[str, int] | None = None):
         self.model = model
         self.batches = batches
         self.blocks = blocks
-        self._finished: dict[str, list[Tensor]] = {}
+        self.calls = calls or {}
+        self._finished: dict[str, list[Calls]] = {}
 
     @property
     def kept(self) -> list[Tensor]:
-        """What the last finished block emitted, batch by batch."""
-        return list(self._finished.values())[-1]
+        """What the last finished block emitted, call by call of every batch."""
+        return [emitted for calls in list(self._finished.values())[-1] for emitted in calls]
 
     @torch.no_grad()
     def inputs(self, name: str) -> Iterator[Tensor]:
-        """What the module ``name`` is first called with, batch by batch; nothing behind it is run."""
+        """What the module ``name`` is called with, call by call of every batch; nothing behind the last is run."""
         for index in range(len(self.batches)):
-            yield self._until(name, index, before=True)
+            yield from self._until(name, index, before=True)
 
     @torch.no_grad()
     def pass_through(self, name: str) -> None:
@@ -64,12 +74,13 @@ class Walk:
     def finish(self, block: str) -> None:
         """Keep what ``block`` emits; from now on it stays as it is."""
         kept = [self._until(block, index, before=False) for index in range(len(self.batches))]
-        if self.blocks.in_a_row:
+        if block in self.blocks.names[: self.blocks.in_a_row]:
             self._finished = {name: list(map(_zeros_like, before)) for name, before in self._finished.items()}
         self._finished[block] = kept
 
-    def _until(self, name: str, index: int, before: bool) -> Tensor:
-        module, reached = self.model.get_submodule(name), _ReachedError()
+    def _until(self, name: str, index: int, before: bool) -> Calls:
+        calls = self.blocks.calls_of(name) or self.calls.get(name, 1)
+        module, reached = self.model.get_submodule(name), _ReachedError(calls)
         if before:
             handle = module.register_forward_pre_hook(lambda _, inputs: reached.stop(inputs[0]))
         else:
@@ -83,20 +94,26 @@ class Walk:
                 raise
         finally:
             handle.remove()
-        return reached.tensor
+        return reached.seen
 
 
 class _ReachedError(Exception):
-    tensor: Tensor
+    """The last call of a module."""
+
+    def __init__(self, calls: int):
+        super().__init__()
+        self.calls = calls
+        self.seen: list[Tensor] = []
 
     def stop(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        raise self
+        self.seen.append(tensor)
+        if len(self.seen) == self.calls:
+            raise self
 
 
 @contextmanager
-def short_cut(model: nn.Module, answers: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let each block answer with what is given for it."""
+def short_cut(model: nn.Module, answers: Mapping[str, Calls]) -> Iterator[None]:
+    """Let each block answer with what is given for it, call by call of one pass."""
     blocks = {name: model.get_submodule(name) for name in answers}
     try:
         for name, block in blocks.items():
@@ -109,63 +126,66 @@ def short_cut(model: nn.Module, answers: Mapping[str, Tensor]) -> Iterator[None]
 
 @torch.no_grad()
 def blocks(qmodel: nn.Module, images: Float[Tensor, "images channels height width"]) -> Blocks:
-    """The blocks of a converted model that a walk may pass by: each is called once and emits one tensor. None where the
-    answer would not stay the same."""
-    emitted: dict[str, Tensor] = {}
-    candidates = _called_once(qmodel, images, emitted)
-    names = tuple(name for name in emitted if name in candidates)
-    answer = tensors_of(run(qmodel, images))
-    if names and all(
-        _is_same(qmodel, images, _up_to(names[: last + 1], emitted), answer) for last in range(len(names))
-    ):
-        return Blocks(names, True)
-    if names and _is_same(qmodel, images, {name: emitted[name] for name in names}, answer):
-        return Blocks(names, False)
-    return Blocks((), True)
+    """The blocks of a converted model that a walk may pass by: each emits one tensor a call. None where the answer
+    would not stay the same."""
+    emitted = _emitted(qmodel, images)
+    names, answer = tuple(emitted), tensors_of(run(qmodel, images))
+    calls = tuple(len(emitted[name]) for name in names)
+
+    def stays(in_a_row: int, finished: int) -> bool:
+        return _is_same(qmodel, images, _answers(emitted, names[:finished], in_a_row), answer)
+
+    in_a_row = 0
+    while in_a_row < len(names) and stays(in_a_row + 1, in_a_row + 1):
+        in_a_row += 1
+    for row in (in_a_row, 0):
+        if names and stays(row, len(names)):
+            return Blocks(names, calls, row)
+    return Blocks((), (), 0)
 
 
-def _up_to(names: tuple[str, ...], emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The answers of finished blocks where the last of them is all that counts."""
-    return {name: emitted[name] if name == names[-1] else _zeros_like(emitted[name]) for name in names}
+def _answers(emitted: Mapping[str, Calls], names: tuple[str, ...], in_a_row: int) -> dict[str, Calls]:
+    """The answers of finished blocks, so many of the first of which stand in a row."""
+    needless = names[: max(0, in_a_row - 1)]
+    return {name: _zeros_like(emitted[name]) if name in needless else emitted[name] for name in names}
 
 
-def _zeros_like(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _zeros_like(calls: Calls) -> Calls:
     """Zeros that take no memory."""
-    return x.new_zeros(()).expand(x.shape)
+    return [x.new_zeros(()).expand(x.shape) for x in calls]
 
 
-def _is_same(qmodel: nn.Module, images: Tensor, answers: Mapping[str, Tensor], wanted: list[Tensor]) -> bool:
+def _is_same(qmodel: nn.Module, images: Tensor, answers: Mapping[str, Calls], wanted: list[Tensor]) -> bool:
     """Whether the model's answer stays where blocks answer so."""
     try:
         with short_cut(qmodel, answers):
             found = tensors_of(run(qmodel, images))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, StopIteration):
         return False  # between blocks stands what does not take zeros for their outputs
     return len(found) == len(wanted) and all(map(torch.equal, wanted, found))
 
 
-def _called_once(qmodel: nn.Module, images: Tensor, emitted: dict[str, Tensor]) -> set[str]:
-    """Block candidates as wanted; ``emitted`` receives what they emit, in the order in which they run."""
-    calls: dict[str, int] = {}
+def _emitted(qmodel: nn.Module, images: Tensor) -> dict[str, Calls]:
+    """What the candidates for blocks emit that are as wanted, in the order in which they first run."""
+    emitted: dict[str, list[Tensor]] = {}
     unfit: set[str] = set()
 
     def watch(name: str, inputs: tuple[Any, ...], output: Any) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor) or calls[name] > 1:
-            unfit.add(name)
+        if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
+            emitted.setdefault(name, []).append(output)
         else:
-            emitted[name] = output
+            unfit.add(name)
 
-    names = _candidates(qmodel)
     handles = [
-        qmodel.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: watch(name, i, o)) for name in names
+        qmodel.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: watch(name, i, o))
+        for name in _candidates(qmodel)
     ]
     try:
         run(qmodel, images)
     finally:
         for handle in handles:
             handle.remove()
-    return set(names) - unfit
+    return {name: calls for name, calls in emitted.items() if name not in unfit}
 
 
 def _candidates(qmodel: nn.Module) -> list[str]:
@@ -193,5 +213,6 @@ def _numbered(name: str) -> str:
     return name
 
 
-def _answering(output: Tensor) -> Callable[..., Tensor]:
-    return lambda *_, **__: output
+def _answering(calls: Calls) -> Callable[..., Tensor]:
+    answers = iter(calls)
+    return lambda *_, **__: next(answers)

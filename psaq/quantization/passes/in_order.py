@@ -38,9 +38,10 @@ _ROUNDING_REASON = (
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
     bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
-    order = execution_order(qmodel, list(bits), batches[0][:1])
-    known = blocks(qmodel, batches[0][:1])
-    quantised, reference = Walk(qmodel, batches, known), Walk(copied(qmodel), batches, known)
+    calls = point_calls(qmodel, list(bits), batches[0][:1])
+    order, known = list(calls), blocks(qmodel, batches[0][:1])
+    calls |= {f"{layer_of(name)}.input": count for name, count in calls.items() if role(name) == WEIGHT}
+    quantised, reference = (Walk(model, batches, known, calls) for model in (qmodel, copied(qmodel)))
     unfinished = list(known.names)
     for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
         while unfinished and _is_behind(name, unfinished[0], order):
@@ -56,31 +57,30 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
 
 
 @torch.no_grad()
-def execution_order(qmodel: nn.Module, names: list[str], images: Float[Tensor, "images 3 height width"]) -> list[str]:
-    """The points ``names`` in the order in which a forward pass reaches them."""
-    order: list[str] = []
+def point_calls(qmodel: nn.Module, names: list[str], images: Float[Tensor, "images 3 height width"]) -> dict[str, int]:
+    """How often a forward pass reaches the points ``names``, in the order in which it first does."""
+    passed: dict[str, int] = {}
     for name in names:
-        qmodel.set_submodule(name, _Milestone(name, order))
+        qmodel.set_submodule(name, _Milestone(name, passed))
     run(qmodel, images)
     for name in names:
         qmodel.set_submodule(name, Point())
-    return order
+    return passed
 
 
 class _Milestone(nn.Module):
-    def __init__(self, name: str, passed: list[str]):
+    def __init__(self, name: str, passed: dict[str, int]):
         super().__init__()
         self.name, self.passed = name, passed
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.name not in self.passed:
-            self.passed.append(self.name)
+        self.passed[self.name] = self.passed.get(self.name, 0) + 1
         return x
 
 
 def _finish(block: str, quantised: Walk, reference: Walk, recipe: Recipe) -> None:
     reference.finish(block)
-    if recipe.reconstruction_steps:
+    if recipe.reconstruction_steps and quantised.blocks.calls_of(block) == 1:
         inputs, outputs = torch.cat(list(quantised.inputs(block))), torch.cat(reference.kept)
         reconstruct(quantised.model.get_submodule(block), inputs, outputs, recipe.reconstruction_steps, block)
     quantised.finish(block)

@@ -135,9 +135,9 @@ def test_the_model_is_left_as_it_was_after_an_error(vit):
 
 def test_blocks_come_in_their_order(vit, swin):
     images = torch.randn(1, 3, 32, 32)
-    assert blocks(copied(vit), images) == Blocks(("blocks.0", "blocks.1"), in_a_row=True)
+    assert blocks(copied(vit), images) == Blocks(("blocks.0", "blocks.1"), (1, 1), in_a_row=2)
     order = tuple(f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1))
-    assert blocks(copied(swin), images) == Blocks(order, in_a_row=True)
+    assert blocks(copied(swin), images) == Blocks(order, (1, 1, 1, 1), in_a_row=4)
 
 
 def test_blocks_that_others_read_from_are_each_kept(vit):
@@ -154,7 +154,7 @@ def test_blocks_that_others_read_from_are_each_kept(vit):
 
     model, images = copied(Both()), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     walk = walk_of(model, [images])
-    assert walk.blocks == Blocks(("blocks.0", "blocks.1"), in_a_row=False)
+    assert walk.blocks == Blocks(("blocks.0", "blocks.1"), (1, 1), in_a_row=1)
     expected = whole_pass(model, ["head", "blocks.1.mlp"], images)
     for block in walk.blocks.names:
         walk.finish(block)
@@ -163,7 +163,8 @@ def test_blocks_that_others_read_from_are_each_kept(vit):
     assert torch.equal(next(walk.inputs("head")), expected["head"])
 
 
-def test_a_block_that_runs_twice_is_none(vit):
+@torch.no_grad()
+def test_a_block_that_runs_twice_answers_twice(vit):
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -172,7 +173,46 @@ def test_a_block_that_runs_twice_is_none(vit):
         def forward(self, images: Tensor) -> Tensor:
             return self.head(self.blocks[1](self.blocks[0](self.blocks[0](self.embed(images)))).mean(1))
 
-    assert "blocks.0" not in blocks(copied(Twice()), torch.randn(1, 3, 32, 32)).names
+    model, images = copied(Twice()), torch.randn(2, 3, 32, 32)
+    walk = walk_of(model, [images])
+    assert walk.blocks == Blocks(("blocks.0", "blocks.1"), (2, 1), in_a_row=2)
+    wanted = whole_pass(model, ["head"], images)
+    walk.finish("blocks.0")
+    assert torch.equal(next(walk.inputs("head")), wanted["head"])
+
+
+class Levels(nn.Module):
+    """A head that is asked once for every level of a pyramid."""
+
+    num_classes, image_size = 4, 32
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)])
+        self.head = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.blocks[0](self.embed(images).flatten(2).mT)
+        return torch.stack([self.head(x[:, :: 2**level]).mean(1) for level in range(3)]).mean(0)
+
+
+@torch.no_grad()
+def test_a_heads_layers_are_calibrated_on_every_level_and_kept():
+    torch.manual_seed(0)
+    model, batches = copied(Levels().eval()), list(torch.randn(3, 3, 32, 32).split(2))
+    known = blocks(model, batches[0][:1])
+    assert known == Blocks(("blocks.0", "head.0", "head.2"), (1, 3, 3), in_a_row=3)
+    walk, ran = Walk(model, batches, known, {"head.2.input": 3}), []
+    before = list(walk.inputs("head.2.input"))
+    assert [tuple(x.shape) for x in before] == [(n, 64 // 2**level, 16) for n in (2, 1) for level in range(3)]
+    for block in known.names[:2]:
+        walk.finish(block)
+    model.head[0].input.register_forward_hook(lambda *_: ran.append("head.0"))
+    model.blocks[0].norm1.register_forward_hook(lambda *_: ran.append("blocks.0"))
+    after = list(walk.inputs("head.2.input"))
+    assert all(torch.equal(x, wanted) for x, wanted in zip(after, before, strict=True))
+    assert ran == []
 
 
 class Branches(nn.Module):
@@ -199,7 +239,7 @@ def test_blocks_that_a_neck_reads_are_all_kept():
     torch.manual_seed(0)
     model, images = copied(Branches().eval()), torch.randn(2, 3, 32, 32)
     walk = walk_of(model, [images])
-    assert not walk.blocks.in_a_row
+    assert walk.blocks.in_a_row == 1, "the first alone"
     wanted = whole_pass(model, ["neck.0", "neck.1"], images)
     for block in walk.blocks.names[:3]:
         walk.finish(block)

@@ -11,7 +11,7 @@ from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.model.walk import Walk
 from psaq.quantization.passes import in_order
-from psaq.quantization.passes.in_order import execution_order
+from psaq.quantization.passes.in_order import point_calls
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.quantizers.affine import symmetric_per_channel
 from psaq.quantization.recipes import Recipe
@@ -35,7 +35,7 @@ def images() -> Tensor:
 def test_points_come_as_a_forward_pass_reaches_them(vit, images):
     model, _ = converted(vit, images)
     names = points_in_scope(model, "matmul") + weight_points(model)
-    order = execution_order(model, names, images[:1])
+    order = list(point_calls(model, names, images[:1]))
     assert order[:2] == ["patch_embed.proj.input", "patch_embed.proj.weight_quantizer"]
     assert [name.removeprefix("blocks.1.") for name in order if name.startswith("blocks.1.")] == [
         "attn.qkv.input",
@@ -61,7 +61,7 @@ def test_every_point_is_reached_once(variant, scope):
     images = images_for(variant)
     model, _ = converted(build(variant), images)
     names = points_in_scope(model, scope) + weight_points(model)
-    order = execution_order(model, names, images[:1])
+    order = list(point_calls(model, names, images[:1]))
     assert sorted(order) == sorted(names)
 
 
