@@ -1,5 +1,7 @@
 """Calibration layer by layer: each is quantised for what the layers before it, quantised already, hand to it."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,10 +126,21 @@ def _input_statistics(quantised: Walk, reference: Walk, name: str, recipe: Recip
         missing: Any = quantised.model.psaq_left_out
         missing[_ROUNDING] = _ROUNDING_REASON
         return None
+    ours, theirs = (partial(_layer_rows, walk, name) for walk in (quantised, reference))
     statistics = InputStatistics(centred=recipe.bias_compensation)
-    for x, clean in zip(quantised.inputs(f"{name}.input"), reference.inputs(f"{name}.input"), strict=True):
-        statistics.add(_rows(layer, layer.get_submodule("input")(x)), _rows(layer, clean))
+    for noisy, clean in zip(ours(), theirs(), strict=True):
+        if noisy.shape != clean.shape:
+            # What a detector's second stage looks at is chosen by its first: the reference has looked elsewhere.
+            return InputStatistics.of_one(ours(), centred=recipe.bias_compensation)
+        statistics.add(noisy, clean)
     return statistics
+
+
+def _layer_rows(walk: Walk, name: str) -> Iterator[Float[Tensor, "rows in"]]:
+    """What each output of a layer is a product with, call by call, through the quantiser of its input."""
+    layer: Any = walk.model.get_submodule(name)
+    for x in walk.inputs(f"{name}.input"):
+        yield _rows(layer, layer.get_submodule("input")(x))
 
 
 def _is_product(layer: nn.Module) -> bool:

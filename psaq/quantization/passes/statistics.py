@@ -1,5 +1,7 @@
 """Moments of a layer's input over the calibration images, quantised and as it was."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +21,14 @@ class InputStatistics:
         self.centred = centred
         self._count = 0
         self._sums: list[Tensor] = []
+
+    @classmethod
+    def of_one(cls, inputs: Iterable[Float[Tensor, "rows in"]], centred: bool) -> "InputStatistics":
+        """Of inputs that have no counterparts in full precision: each is its own."""
+        statistics = cls(centred)
+        for x in inputs:
+            statistics.add(x, x)
+        return statistics
 
     def add(self, quantised: Float[Tensor, "rows in"], reference: Float[Tensor, "rows in"]) -> None:
         """Count in a batch; rows of both belong together."""

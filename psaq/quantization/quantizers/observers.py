@@ -63,5 +63,7 @@ class SamplingObserver(MinMaxObserver):
 
     @property
     def sample(self) -> Float[Tensor, "rows channels"]:
-        """The rows kept: of each batch at most 131,072 values."""
-        return torch.cat(self.rows)
+        """The rows kept: of each call at most 131,072 values. Where calls differ in their last axis, that is no
+        axis of channels, and every value is a row."""
+        widths = {rows.shape[-1] for rows in self.rows}
+        return torch.cat(self.rows if len(widths) == 1 else [rows.reshape(-1, 1) for rows in self.rows])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from dense_makes import MAKES, annotations, dense_model, write_annotations, write_masks, write_pictures
+from repeats import also
 
 from psaq.evaluation import evaluate
 from psaq.images.coco import coco
@@ -51,6 +52,17 @@ def test_from_nothing_to_predictions(name, tmp_path):
     assert len(figure.axes) == 4
     itself = evaluate(model, pictures, model, batch_size=3)
     assert (itself.agreement, itself.logit_sqnr) == (100, math.inf)
+
+
+@pytest.mark.parametrize("name", ["Swin FCOS", *also(*(name for name in MAKES if name != "Swin FCOS"))])
+def test_few_bits_are_chosen_layer_by_layer(name):
+    """Also where the layers of a head see maps of several sizes."""
+    model = dense_model(name)
+    images = synthesize(model, SynthesisConfig(num_images=2, steps=1, film_frames=0), progress=False).images
+    qmodel = quantize(model, images, Recipe.accurate(4, 4))
+    with torch.no_grad():
+        assert all(answer.isfinite().all() for answer in tensors_of(run(qmodel, images)))
+    assert evaluate(qmodel, images, model).logit_sqnr > 3
 
 
 def test_the_categories_of_other_labels_are_told(tmp_path):

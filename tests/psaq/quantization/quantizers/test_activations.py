@@ -83,6 +83,14 @@ def test_a_small_input_is_kept_whole():
     assert one_dimension.sample.tolist() == [[0, 1, 2]]
 
 
+def test_maps_of_several_sizes_are_sampled_value_by_value():
+    observer = SamplingObserver()
+    for side in (4, 2):
+        observer(torch.full((1, 3, side, side), float(side)))
+    assert observer.sample.shape == (3 * (16 + 4), 1)
+    assert sorted(set(observer.sample.flatten().tolist())) == [2, 4]
+
+
 def test_nothing_seen_and_nan_are_named():
     with pytest.raises(PsaqError, match=r"a\.b: no activation"):
         MinMaxObserver().range("a.b")
