@@ -17,13 +17,17 @@ _WEIGHTS = (
     "class_weight",
     "block_weight",
     "attention_weight",
+    "weight_rate",
+    "float_rate",
+    "range_rate",
 )
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
     """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, measures answers by
-    divergence and relative error, and has the student emit in every block what its teacher emits.
+    divergence and relative error, has the student emit in every block what its teacher emits, and moves its ranges,
+    biases and norms, but no weight.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
@@ -67,6 +71,13 @@ class EvolutionConfig:
     """Student: of the disagreement in what every block emits."""
     attention_weight: float = 0.0
     """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
+    weight_rate: float = 0.0
+    """Student: how far a step moves a weight at most, as part of its quantisation step; at 0 weights stay where the
+    recipe has rounded them to, which images unlike these bear better."""
+    float_rate: float = 3e-4
+    """Student: the same of a bias or norm, as part of its root mean square."""
+    range_rate: float = 1e-3
+    """Student: the same of an activation's step or range, as part of it."""
     reconstruction_steps: int = 0
     """Student: steps for which each block is trained by itself before the first round."""
 
@@ -88,7 +99,15 @@ class EvolutionConfig:
         Args:
             **options: any field, to depart from it by name.
         """
-        config = cls(rounds=20, steps=20, start="white", measure="distance", block_weight=0.0)
+        config = cls(
+            rounds=20,
+            steps=20,
+            start="white",
+            measure="distance",
+            block_weight=0.0,
+            weight_rate=0.02,
+            float_rate=1.5e-3,
+        )
         return replace(config, **options)
 
     @property

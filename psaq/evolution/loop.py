@@ -29,6 +29,7 @@ from psaq.quantization.checkpoint import load, save
 from psaq.quantization.passes.collages import collages
 from psaq.quantization.passes.distillation import Lesson, answer_error, teach
 from psaq.quantization.passes.flat_copies import flat_copies
+from psaq.quantization.passes.training import Rates
 from psaq.quantization.pipeline import in_type_of, prepared, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import as_json, device_name, versions
@@ -109,7 +110,7 @@ class Evolution:
         self.config, self.progress = config, progress
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
-        self.lesson = Lesson(self.task, config.measure, config.block_weight, config.attention_weight, config.batch_size)
+        self.lesson = _lesson(self.task, config)
         self.folder = None if folder is None else make_folder(Path(folder))
         if self.folder is not None:
             claim(self.folder / IDENTITY, self._identity)
@@ -272,6 +273,11 @@ class Evolution:
             "model": fingerprint(self.model),
             "images": tensors_fingerprint(given),
         }
+
+
+def _lesson(task: TaskName, config: EvolutionConfig) -> Lesson:
+    rates = Rates(config.weight_rate, config.float_rate, config.range_rate)
+    return Lesson(task, config.measure, config.block_weight, config.attention_weight, rates, config.batch_size)
 
 
 def _without_time(verdict: Round) -> dict[str, Any]:

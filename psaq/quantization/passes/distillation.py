@@ -9,7 +9,7 @@ to the answer.
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from psaq.models.features import PatchFeatureRecorder
 from psaq.progress import progress_bar
 from psaq.quantization.model.walk import blocks
 from psaq.quantization.passes.disagreement import disagreement, feature_disagreement
-from psaq.quantization.passes.training import trained
+from psaq.quantization.passes.training import Rates, trained
 
 Images = Float[Tensor, "images channels height width"]
 
@@ -41,6 +41,8 @@ class Lesson:
     """Of the disagreement in what every block emits."""
     attention_weight: float = 0.0
     """Of the disagreement in what attention makes of its values, in every head of every layer."""
+    rates: Rates = field(default_factory=Rates)
+    """How far a step moves what is trained."""
     images: int = 8
     """Per step."""
     seed: int = 0
@@ -85,7 +87,7 @@ def teach(
     draw = torch.Generator().manual_seed(lesson.seed)
     chosen, losses = _draws(len(images), draw), []
     pair = _Pair(student, teacher, images[:1], lesson)
-    with pair.watched(), trained(student, steps, "the whole model") as step:
+    with pair.watched(), trained(student, steps, "the whole model", lesson.rates) as step:
         bar = progress_bar(range(steps), description="Distilling", unit="step", enabled=progress)
         for number in bar:
             loss = pair.loss(_moved(images[[next(chosen) for _ in range(lesson.images)]], draw))

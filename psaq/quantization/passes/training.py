@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,9 +14,6 @@ from psaq.quantization.model.layers import QuantLayer
 from psaq.quantization.model.points import WEIGHT, all_points, role
 from psaq.quantization.quantizers.affine import Quantizer
 
-_WEIGHT_RATE = 0.02  # of a quantisation step
-_FLOAT_RATE = 1.5e-3  # of a bias's or LayerNorm's root mean square
-_RANGE_RATE = 1e-3  # of a step or range
 _WARM_UP = 10  # steps
 _SMALLEST = 1e-3  # of a step or range, as part of what it was
 _LOOK_EVERY = 25  # steps, on a GPU, where a look at the loss waits for the device
@@ -23,12 +21,24 @@ _LOOK_EVERY = 25  # steps, on a GPU, where a look at the loss waits for the devi
 Step = Callable[[Float[Tensor, ""]], None]
 
 
+@dataclass(frozen=True)
+class Rates:
+    """How far a step of Adam moves what is trained, at the most."""
+
+    weights: float = 0.02
+    """As part of a quantisation step; at 0 weights stay where they were rounded to, and cost no gradient."""
+    floats: float = 1.5e-3
+    """As part of the root mean square of a bias or LayerNorm's parameter."""
+    ranges: float = 1e-3
+    """As part of an activation's step or range."""
+
+
 @contextmanager
-def trained(module: nn.Module, steps: int, name: str) -> Iterator[Step]:
+def trained(module: nn.Module, steps: int, name: str, rates: Rates = Rates()) -> Iterator[Step]:
     """Inside the block, what is yielded takes a loss and moves the module's numbers by Adam, ``steps`` times.
 
-    Weights, biases, norms, and the steps and ranges of activations move, at rates that fall as a cosine. Afterwards
-    weights lie on their grids, and what required a gradient before does so again.
+    Weights, biases, norms, and the steps and ranges of activations move, at ``rates`` that fall as a cosine.
+    Afterwards weights lie on their grids, and what required a gradient before does so again.
 
     Args:
         name: what the module is called where training has to stop.
@@ -39,7 +49,7 @@ def trained(module: nn.Module, steps: int, name: str) -> Iterator[Step]:
     wanted: dict[Tensor, bool] = {parameter: parameter.requires_grad for parameter in module.parameters()}
     ranges = _ranges(module)
     floors = [_SMALLEST * tensor for tensor in ranges]
-    optimizer = torch.optim.Adam(_groups(module, ranges), fused=True)
+    optimizer = torch.optim.Adam(_groups(module, ranges, rates), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     losses: list[Tensor] = []
 
@@ -87,14 +97,17 @@ def _ranges(module: nn.Module) -> list[Tensor]:
     return [tensor for point in quantizers if isinstance(point, Quantizer) for tensor in point.trainable()]
 
 
-def _groups(module: nn.Module, ranges: list[Tensor]) -> list[dict[str, object]]:
+def _groups(module: nn.Module, ranges: list[Tensor], rates: Rates) -> list[dict[str, object]]:
+    """What is trained, each with its rate; all else requires no gradient."""
     layers = [part for part in module.modules() if isinstance(part, QuantLayer) and part.is_live(WEIGHT)]
     steps = {layer.weight: float(layer.weight_quantizer.scale.mean()) for layer in layers}
-    rates = {tensor: float(tensor.mean()) * _RANGE_RATE for tensor in ranges}
+    moved = {tensor: float(tensor.mean()) * rates.ranges for tensor in ranges}
     for parameter in module.parameters():
         size = float(parameter.detach().square().mean().sqrt())
-        rates[parameter] = steps[parameter] * _WEIGHT_RATE if parameter in steps else size * _FLOAT_RATE
-    return [{"params": [tensor.requires_grad_(True)], "lr": rate} for tensor, rate in rates.items()]
+        moved[parameter] = steps[parameter] * rates.weights if parameter in steps else size * rates.floats
+        parameter.requires_grad_(parameter not in steps or rates.weights > 0)
+    trained = [tensor for tensor in moved if tensor not in steps or rates.weights > 0]
+    return [{"params": [tensor.requires_grad_(True)], "lr": moved[tensor]} for tensor in trained]
 
 
 def _rate(step: int, steps: int) -> float:

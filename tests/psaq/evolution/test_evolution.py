@@ -43,9 +43,8 @@ def test_the_best_round_is_what_comes_back(vit):
         torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
 
 
-def test_where_no_round_helps_it_is_the_recipes_own_result(vit, monkeypatch):
-    monkeypatch.setattr("psaq.quantization.passes.training._FLOAT_RATE", 10.0)
-    qmodel, images = evolve(vit, RECIPE, QUICK)
+def test_where_no_round_helps_it_is_the_recipes_own_result(vit):
+    qmodel, images = evolve(vit, RECIPE, replace(QUICK, float_rate=10.0))
     assert images.provenance["best_round"] == 0
     assert same(qmodel, psaq.quantize(vit, psaq.synthesize(vit, QUICK.synthesis, progress=False), RECIPE))
 

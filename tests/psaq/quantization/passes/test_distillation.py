@@ -1,6 +1,7 @@
 """Distillation: the answers come closer, weights end on their grids, everything repeats and is left as it was."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from variants import build, images_for
 import psaq
 from psaq.images.held_out import calibration_scenes
 from psaq.quantization.model.layers import QuantLinear
-from psaq.quantization.passes import training
+from psaq.quantization.passes import distillation
 from psaq.quantization.passes.disagreement import disagreement
-from psaq.quantization.passes.distillation import Lesson, answer_error, distil
+from psaq.quantization.passes.distillation import Lesson, answer_error, distil, teach
+from psaq.quantization.passes.training import Rates
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
@@ -49,7 +51,7 @@ def test_training_that_does_harm_is_undone(vit, monkeypatch):
     images = torch.randn(4, 3, 32, 32)
     qmodel = quantize(vit, images, RECIPE)
     state = copy.deepcopy(qmodel.state_dict())
-    monkeypatch.setattr(training, "_FLOAT_RATE", 10.0)
+    monkeypatch.setattr(distillation, "Lesson", partial(Lesson, rates=Rates(floats=10.0)))
     distil(qmodel, vit, images, steps=3)
     assert all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
 
@@ -80,6 +82,18 @@ def test_weights_end_on_their_grids_and_nothing_requires_a_gradient(vit):
         torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
     assert not any(tensor.requires_grad for tensor in [*qmodel.parameters(), *qmodel.buffers()])
     assert not any(module._forward_hooks for model in (vit, qmodel) for module in model.modules())
+
+
+@pytest.mark.parametrize("rate", [0.0, 5.0])
+def test_weights_stay_where_they_are_told_to(vit, rate):
+    images = torch.randn(4, 3, 32, 32)
+    qmodel = quantize(vit, images, RECIPE)
+    before = copy.deepcopy(qmodel)
+    teach(qmodel, vit, images, 4, Lesson(rates=Rates(weights=rate)))
+    layers = [name for name, module in qmodel.named_modules() if isinstance(module, QuantLinear)]
+    stayed = [torch.equal(qmodel.get_submodule(name).weight, before.get_submodule(name).weight) for name in layers]
+    assert all(stayed) == (rate == 0)
+    assert not torch.equal(qmodel.blocks[0].norm1.bias, before.blocks[0].norm1.bias)
 
 
 def test_the_reference_is_left_as_it_was(vit):
