@@ -23,7 +23,7 @@ SHORT = {"steps": 100, "scenes": 32, "batch_size": 16, "warmup_steps": 4, "held_
 
 
 @pytest.mark.parametrize(
-    ("model", "steps"), [("micro_vit", 40), pytest.param("micro_swin", 100, marks=pytest.mark.repeat)]
+    ("model", "steps"), [("micro_vit", 25), pytest.param("micro_swin", 100, marks=pytest.mark.repeat)]
 )
 def test_the_script_trains_measures_and_writes(model, steps, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**SHORT, "steps": steps}.items()]
