@@ -43,7 +43,8 @@ class Walk:
     Args:
         model: in evaluation mode; its layers may change as long as their block is not finished.
         batches: (images, channels, height, width) each.
-        calls: how often a module runs in one pass, where that is more than once and it is no block.
+        calls: how often a module runs in one pass, where that is not once and it is no block; 0 where it depends on
+            the images.
     """
 
     def __init__(self, model: nn.Module, batches: list[Tensor], blocks: Blocks, calls: Mapping[str, int] | None = None):
@@ -126,11 +127,12 @@ def short_cut(model: nn.Module, answers: Mapping[str, Calls]) -> Iterator[None]:
 
 @torch.no_grad()
 def blocks(qmodel: nn.Module, images: Float[Tensor, "images channels height width"]) -> Blocks:
-    """The blocks of a converted model that a walk may pass by: each emits one tensor a call. None where the answer
-    would not stay the same."""
-    emitted = _emitted(qmodel, images)
-    names, answer = tuple(emitted), tensors_of(run(qmodel, images))
-    calls = tuple(len(emitted[name]) for name in names)
+    """The blocks of a converted model that a walk may pass by: each emits one tensor a call, and is called as often for
+    two images as for one. None where the answer would not stay the same."""
+    images, two = images[:1], images[:2]
+    emitted, of_two = _emitted(qmodel, images), _emitted(qmodel, two)
+    names = tuple(name for name in emitted if len(emitted[name]) == len(of_two.get(name, ())))
+    calls, answer = tuple(len(emitted[name]) for name in names), tensors_of(run(qmodel, images))
 
     def stays(in_a_row: int, finished: int) -> bool:
         return _is_same(qmodel, images, _answers(emitted, names[:finished], in_a_row), answer)

@@ -40,8 +40,8 @@ _ROUNDING_REASON = (
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
     bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
-    calls = point_calls(qmodel, list(bits), batches[0][:1])
-    order, known = list(calls), blocks(qmodel, batches[0][:1])
+    calls = point_calls(qmodel, list(bits), batches[0])
+    order, known = list(calls), blocks(qmodel, batches[0])
     calls |= {f"{layer_of(name)}.input": count for name, count in calls.items() if role(name) == WEIGHT}
     quantised, reference = (Walk(model, batches, known, calls) for model in (qmodel, copied(qmodel)))
     unfinished = list(known.names)
@@ -60,7 +60,13 @@ def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe,
 
 @torch.no_grad()
 def point_calls(qmodel: nn.Module, names: list[str], images: Float[Tensor, "images 3 height width"]) -> dict[str, int]:
-    """How often a forward pass reaches the points ``names``, in the order in which it first does."""
+    """How often a forward pass reaches the points ``names``, in the order in which it first does; 0 where that depends
+    on how many images there are."""
+    for_one, for_two = (_passed(qmodel, names, images[:count]) for count in (1, 2))
+    return {name: count if for_two.get(name) == count else 0 for name, count in for_one.items()}
+
+
+def _passed(qmodel: nn.Module, names: list[str], images: Tensor) -> dict[str, int]:
     passed: dict[str, int] = {}
     for name in names:
         qmodel.set_submodule(name, _Milestone(name, passed))

@@ -9,6 +9,7 @@ from variants import VARIANTS, build, images_for
 
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.walk import Blocks, Walk, blocks
+from psaq.quantization.passes.in_order import point_calls
 
 
 def copied(model: nn.Module, images: Tensor | None = None) -> nn.Module:
@@ -213,6 +214,24 @@ def test_a_heads_layers_are_calibrated_on_every_level_and_kept():
     after = list(walk.inputs("head.2.input"))
     assert all(torch.equal(x, wanted) for x, wanted in zip(after, before, strict=True))
     assert ran == []
+
+
+class OneByOne(Levels):
+    """A head that is asked once for every image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.blocks[0](self.embed(images).flatten(2).mT)
+        return torch.stack([self.head(tokens).mean(0) for tokens in x])
+
+
+@torch.no_grad()
+def test_a_head_that_is_asked_image_by_image_is_calibrated_on_all_of_them():
+    torch.manual_seed(0)
+    model, images = copied(OneByOne().eval()), torch.randn(5, 3, 32, 32)
+    walk = Walk(model, [images], blocks(model, images), point_calls(model, ["head.0.input", "head.2.input"], images))
+    assert walk.blocks == Blocks(("blocks.0",), (1,), in_a_row=1)
+    walk.finish("blocks.0")
+    assert len(list(walk.inputs("head.2.input"))) == 5
 
 
 class Branches(nn.Module):
