@@ -73,7 +73,7 @@ class EvolutionConfig:
     """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
     weight_rate: float = 0.0
     """Student: how far a step moves a weight at most, as part of its quantisation step; at 0 weights stay where the
-    recipe has rounded them to, which images unlike these bear better."""
+    recipe has rounded them to."""
     float_rate: float = 3e-4
     """Student: the same of a bias or norm, as part of its root mean square."""
     range_rate: float = 1e-3
