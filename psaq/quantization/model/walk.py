@@ -1,7 +1,7 @@
 """Walking through a model block by block: the inputs of any layer without running what lies before its block."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,11 @@ class Walk:
     """A model and the images that go through it.
 
     A finished block is never run again: it answers with what it emitted, or with zeros of that shape where a later
-    block's answer is all that counts. What lies between blocks and around them is cheap and runs anew.
+    block's answer is all that counts. Neither is a finished layer, until its block is finished, or before the first
+    block and between blocks for good. All else is cheap and runs anew.
 
     Args:
-        model: in evaluation mode; its layers may change as long as their block is not finished.
+        model: in evaluation mode; its layers may change until they, or their block, are finished.
         batches: (images, channels, height, width) each.
         calls: how often a module runs in one pass, where that is not once and it is no block; 0 where it depends on
             the images.
@@ -53,6 +54,7 @@ class Walk:
         self.blocks = blocks
         self.calls = calls or {}
         self._finished: dict[str, list[Calls]] = {}
+        self._layers: dict[str, list[Calls]] = {}
 
     @property
     def kept(self) -> list[Tensor]:
@@ -65,11 +67,11 @@ class Walk:
         for index in range(len(self.batches)):
             yield from self._until(name, index, before=True)
 
-    @torch.no_grad()
-    def pass_through(self, name: str) -> None:
-        """Run every batch up to and including the module ``name``."""
-        for index in range(len(self.batches)):
-            self._until(name, index, before=False)
+    def finish_layer(self, name: str) -> None:
+        """Keep what a layer emits when it runs next; from now on it stays as it is. Not where a pass calls it several
+        times, as one call may depend on another, nor in a model without blocks, where there would be no end to it."""
+        if self.blocks.names and self.calls.get(name, 1) == 1:
+            self._layers[name] = [()] * len(self.batches)
 
     @torch.no_grad()
     def finish(self, block: str) -> None:
@@ -78,6 +80,7 @@ class Walk:
         if block in self.blocks.names[: self.blocks.in_a_row]:
             self._finished = {name: list(map(_zeros_like, before)) for name, before in self._finished.items()}
         self._finished[block] = kept
+        self._layers = {name: calls for name, calls in self._layers.items() if not _is_within(name, [block])}
 
     def _until(self, name: str, index: int, before: bool) -> Calls:
         calls = self.blocks.calls_of(name) or self.calls.get(name, 1)
@@ -86,9 +89,9 @@ class Walk:
             handle = module.register_forward_pre_hook(lambda _, inputs: reached.stop(inputs[0]))
         else:
             handle = module.register_forward_hook(lambda _, __, output: reached.stop(output))
-        answers = {block: kept[index] for block, kept in self._finished.items()}
+        kept = {name: calls[index] for name, calls in (self._finished | self._layers).items() if calls[index]}
         try:
-            with short_cut(self.model, answers):
+            with short_cut(self.model, kept), self._keeping(index):
                 run(self.model, self.batches[index])
         except _ReachedError as stop:
             if stop is not reached:
@@ -96,6 +99,20 @@ class Walk:
         finally:
             handle.remove()
         return reached.seen
+
+    @contextmanager
+    def _keeping(self, index: int) -> Iterator[None]:
+        """Keep what finished layers emit meanwhile, if they have not run since."""
+
+        def keep(name: str, output: Tensor) -> None:
+            self._layers[name][index] = [output.clone()]  # an activation function may write over it
+
+        with ExitStack() as stack:
+            for name in (name for name, calls in self._layers.items() if not calls[index]):
+                layer = self.model.get_submodule(name)
+                handle = layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+                stack.callback(handle.remove)
+            yield
 
 
 class _ReachedError(Exception):
@@ -217,4 +234,9 @@ def _numbered(name: str) -> str:
 
 def _answering(calls: Calls) -> Callable[..., Tensor]:
     answers = iter(calls)
-    return lambda *_, **__: next(answers)
+    return lambda *_, **__: _fresh(next(answers))
+
+
+def _fresh(answer: Tensor) -> Tensor:
+    """What the model may write over; zeros that take no memory it cannot, which is seen when blocks are looked for."""
+    return answer if 0 in answer.stride() else answer.clone()

@@ -1,11 +1,9 @@
 """Calibration layer by layer: each is quantised for what the layers before it, quantised already, hand to it."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from psaq.quantization.model.layers import QuantLayer, add_to_bias
 from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, weight_points
 from psaq.quantization.model.walk import Walk, blocks
 from psaq.quantization.passes.distillation import distil
+from psaq.quantization.passes.layer_inputs import ROUNDING, ROUNDING_REASON, input_means, is_product, rows_of
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import activation_quantizer, observer
@@ -28,34 +27,136 @@ from psaq.quantization.quantizers.weights import (
 )
 from psaq.quantization.recipes import Recipe
 
-_MOST_INPUTS = 8192
-"""Of a layer: the second moments of more would take gigabytes, and their factor hours."""
-
-_ROUNDING = "rounding by second moments"
-_ROUNDING_REASON = (
-    f"grouped, transposed and padded convolutions and layers of more than {_MOST_INPUTS} inputs have none"
-)
-
 
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
     bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
     calls = point_calls(qmodel, list(bits), batches[0])
-    order, known = list(calls), blocks(qmodel, batches[0])
-    calls |= {f"{layer_of(name)}.input": count for name, count in calls.items() if role(name) == WEIGHT}
-    quantised, reference = (Walk(model, batches, known, calls) for model in (qmodel, copied(qmodel)))
-    unfinished = list(known.names)
-    for name in progress_bar(order, description="Calibrating", unit="point", enabled=progress):
-        while unfinished and _is_behind(name, unfinished[0], order):
-            _finish(unfinished.pop(0), quantised, reference, recipe)
-        if role(name) == WEIGHT:
-            _quantize_weight(quantised, reference, name, bits[name], recipe)
-        else:
-            _quantize_activation(quantised, name, bits[name], recipe)
-    for block in unfinished:  # a model without a head ends with a block
-        _finish(block, quantised, reference, recipe)
+    calibration = _InOrder(qmodel, batches, recipe, bits, calls)
+    for name in progress_bar(list(calls), description="Calibrating", unit="point", enabled=progress):
+        calibration.quantize(name)
+    calibration.finish()
     if recipe.distillation_steps:
-        distil(qmodel, reference.model, torch.cat(batches), recipe.distillation_steps, progress)
+        assert calibration.reference is not None
+        distil(qmodel, calibration.reference.model, torch.cat(batches), recipe.distillation_steps, progress)
+
+
+class _InOrder:
+    """Where calibration stands: what is finished of the quantised model and, where the recipe looks at more of it than
+    means, of the model in full precision."""
+
+    def __init__(
+        self, qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, bits: dict[str, int], calls: dict[str, int]
+    ):
+        self.model, self.recipe, self.bits = qmodel, recipe, bits
+        self.place = {name: index for index, name in enumerate(calls)}
+        layers = {layer_of(name): count for name, count in calls.items() if role(name) == WEIGHT}
+        times = calls | layers | {f"{name}.input": count for name, count in layers.items()}
+        known = blocks(qmodel, batches[0])
+        self.unfinished = list(known.names)
+        self.quantised = Walk(qmodel, batches, known, times)
+        followed = recipe.error_correction or recipe.reconstruction_steps or recipe.distillation_steps
+        self.reference = Walk(copied(qmodel), batches, known, times) if followed else None
+        self.means = input_means(qmodel, batches, layers) if recipe.bias_compensation else {}
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def quantize(self, name: str) -> None:
+        """Quantise the point ``name``, which is the next."""
+        while self.unfinished and self._is_behind(self.unfinished[0], name):
+            self._finish(self.unfinished.pop(0))
+        if role(name) == WEIGHT:
+            self._quantize_weight(name)
+        else:
+            self._quantize_activation(name)
+        layer = layer_of(name)
+        if self._last(layer) == self.place[name] and isinstance(self.model.get_submodule(layer), QuantLayer):
+            self.quantised.finish_layer(layer)
+
+    def finish(self) -> None:
+        """Finish the blocks that are left: a model without a head ends with one."""
+        while self.unfinished:
+            self._finish(self.unfinished.pop(0))
+
+    def _is_behind(self, block: str, name: str) -> bool:
+        """Whether a block runs before the point ``name``, and none of its own points is left. Of one without points
+        it is known when the next begins."""
+        last = self._last(block)
+        if last is None:
+            return any(name.startswith(f"{other}.") for other in self.unfinished[1:])
+        return last < self.place[name]
+
+    def _last(self, module: str) -> int | None:
+        """The place of the last point in a module."""
+        return max((place for name, place in self.place.items() if name.startswith(f"{module}.")), default=None)
+
+    def _finish(self, block: str) -> None:
+        if self.reference is not None:
+            self.reference.finish(block)
+        if self.recipe.reconstruction_steps and self.quantised.blocks.calls_of(block) == 1:
+            assert self.reference is not None
+            inputs, outputs = torch.cat(list(self.quantised.inputs(block))), torch.cat(self.reference.kept)
+            reconstruct(self.model.get_submodule(block), inputs, outputs, self.recipe.reconstruction_steps, block)
+        self.quantised.finish(block)
+
+    @torch.no_grad()
+    def _quantize_activation(self, name: str) -> None:
+        watching = observer(self.model, name, self.recipe)
+        self.model.set_submodule(name, watching)
+        inputs = self.quantised.inputs(name)
+        if role(name) == "input" and self.quantised.calls[name] == 1:  # the layer's weight is next, and wants them, too
+            self.seen = {name: list(inputs)}
+            inputs = iter(self.seen[name])
+        for x in inputs:
+            watching(x)
+        self.model.set_submodule(name, activation_quantizer(self.model, name, self.recipe, self.bits[name]))
+
+    @torch.no_grad()
+    def _quantize_weight(self, name: str) -> None:
+        layer, recipe, bits = self.model.get_submodule(layer_of(name)), self.recipe, self.bits[name]
+        assert isinstance(layer, QuantLayer)
+        rows = layer.rows(layer.weight)
+        group = group_of(layer, bits, recipe)
+        if not is_product(layer):
+            missing: Any = self.model.psaq_left_out
+            missing[ROUNDING] = ROUNDING_REASON
+            layer.weight_quantizer = weight_quantizer(rows, bits, recipe, group)
+            return
+        weight, statistics = rows.flatten(1).double(), self._input_statistics(layer_of(name))
+        wanted = refitted_weight(weight, statistics, recipe.error_correction)
+        quantizer = weight_quantizer(wanted, bits, recipe, group, statistics.second_moment.diagonal())
+        rounded = rounded_weight(wanted, quantizer, statistics.second_moment, recipe)
+        layer.weight_quantizer = quantizer
+        layer.weight.copy_(layer.from_rows(rounded.view_as(rows)))
+        if recipe.bias_compensation:
+            # The layer's output gets the mean that it has in the reference.
+            add_to_bias(layer, weight @ self._reference_mean(layer_of(name), statistics) - rounded @ statistics.mean)
+
+    def _reference_mean(self, layer: str, statistics: InputStatistics) -> Float[Tensor, " in"]:
+        """E[x]; where a detector's second stage looks at what its first chooses, which is something else in full
+        precision, E[x̂]."""
+        known = self.means[layer]
+        return known.mean if known.counts == statistics.counts else statistics.mean
+
+    def _input_statistics(self, layer: str) -> InputStatistics:
+        statistics = InputStatistics(self.recipe.bias_compensation)
+        if not self.recipe.error_correction:
+            for noisy in self._rows(self.quantised, layer):
+                statistics.add(noisy)
+            return statistics
+        assert self.reference is not None
+        for noisy, clean in zip(self._rows(self.quantised, layer), self._rows(self.reference, layer), strict=True):
+            if noisy.shape != clean.shape:
+                return InputStatistics.of_one(self._rows(self.quantised, layer), self.recipe.bias_compensation)
+            statistics.add(noisy, clean)
+        return statistics
+
+    def _rows(self, walk: Walk, name: str) -> Iterator[Float[Tensor, "rows in"]]:
+        """What each output of a layer is a product with, call by call, through the quantiser of its input."""
+        layer: Any = walk.model.get_submodule(name)
+        point = f"{name}.input"
+        inputs = self.seen.pop(point, None) if walk is self.quantised else None
+        for x in walk.inputs(point) if inputs is None else inputs:
+            yield rows_of(layer, layer.get_submodule("input")(x))
 
 
 @torch.no_grad()
@@ -84,82 +185,3 @@ class _Milestone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.passed[self.name] = self.passed.get(self.name, 0) + 1
         return x
-
-
-def _finish(block: str, quantised: Walk, reference: Walk, recipe: Recipe) -> None:
-    reference.finish(block)
-    if recipe.reconstruction_steps and quantised.blocks.calls_of(block) == 1:
-        inputs, outputs = torch.cat(list(quantised.inputs(block))), torch.cat(reference.kept)
-        reconstruct(quantised.model.get_submodule(block), inputs, outputs, recipe.reconstruction_steps, block)
-    quantised.finish(block)
-
-
-def _is_behind(name: str, block: str, order: list[str]) -> bool:
-    """Whether no point of ``block`` is left from ``name`` on."""
-    return not any(point.startswith(f"{block}.") for point in order[order.index(name) :])
-
-
-def _quantize_activation(walk: Walk, name: str, bits: int, recipe: Recipe) -> None:
-    walk.model.set_submodule(name, observer(walk.model, name, recipe))
-    walk.pass_through(name)
-    walk.model.set_submodule(name, activation_quantizer(walk.model, name, recipe, bits))
-
-
-@torch.no_grad()
-def _quantize_weight(quantised: Walk, reference: Walk, name: str, bits: int, recipe: Recipe) -> None:
-    layer = quantised.model.get_submodule(layer_of(name))
-    assert isinstance(layer, QuantLayer)
-    rows = layer.rows(layer.weight)
-    weight = rows.flatten(1).double()
-    statistics = _input_statistics(quantised, reference, layer_of(name), recipe)
-    group = group_of(layer, bits, recipe)
-    if statistics is None:
-        layer.weight_quantizer = weight_quantizer(rows, bits, recipe, group)
-        return
-    wanted = refitted_weight(weight, statistics, recipe.error_correction)
-    quantizer = weight_quantizer(wanted, bits, recipe, group, statistics.second_moment.diagonal())
-    rounded = rounded_weight(wanted, quantizer, statistics.second_moment, recipe)
-    layer.weight_quantizer = quantizer
-    layer.weight.copy_(layer.from_rows(rounded.view_as(rows)))
-    if recipe.bias_compensation:
-        # The layer's output gets the mean that it has in the reference.
-        add_to_bias(layer, weight @ statistics.reference_mean - rounded @ statistics.mean)
-
-
-def _input_statistics(quantised: Walk, reference: Walk, name: str, recipe: Recipe) -> InputStatistics | None:
-    layer: Any = quantised.model.get_submodule(name)
-    if not _is_product(layer) or layer.weight[0].numel() > _MOST_INPUTS:
-        missing: Any = quantised.model.psaq_left_out
-        missing[_ROUNDING] = _ROUNDING_REASON
-        return None
-    ours, theirs = (partial(_layer_rows, walk, name) for walk in (quantised, reference))
-    statistics = InputStatistics(centred=recipe.bias_compensation)
-    for noisy, clean in zip(ours(), theirs(), strict=True):
-        if noisy.shape != clean.shape:
-            # What a detector's second stage looks at is chosen by its first: the reference has looked elsewhere.
-            return InputStatistics.of_one(ours(), centred=recipe.bias_compensation)
-        statistics.add(noisy, clean)
-    return statistics
-
-
-def _layer_rows(walk: Walk, name: str) -> Iterator[Float[Tensor, "rows in"]]:
-    """What each output of a layer is a product with, call by call, through the quantiser of its input."""
-    layer: Any = walk.model.get_submodule(name)
-    for x in walk.inputs(f"{name}.input"):
-        yield _rows(layer, layer.get_submodule("input")(x))
-
-
-def _is_product(layer: nn.Module) -> bool:
-    """Whether every output is a product of the same inputs with a row of the weight."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
-    return isinstance(layer, nn.Linear)
-
-
-def _rows(layer: nn.Module, x: Tensor) -> Float[Tensor, "rows in"]:
-    """What each output element is a product with."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.flatten(0, -2)
-    assert not isinstance(layer.padding, str)
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return columns.transpose(1, 2).flatten(0, 1)

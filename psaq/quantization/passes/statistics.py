@@ -11,7 +11,8 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class InputStatistics:
-    """Means and second moments of a layer's quantised input x̂ and of its full-precision input x, in float64.
+    """Mean and second moment of a layer's quantised input x̂ and, where it comes with its full-precision input x, those
+    of both, in float64.
 
     Args:
         centred: take the moments about the means: a bias that is compensated takes care of those.
@@ -19,7 +20,7 @@ class InputStatistics:
 
     def __init__(self, centred: bool):
         self.centred = centred
-        self._count = 0
+        self.counts: list[int] = []
         self._sums: list[Tensor] = []
 
     @classmethod
@@ -30,12 +31,19 @@ class InputStatistics:
             statistics.add(x, x)
         return statistics
 
-    def add(self, quantised: Float[Tensor, "rows in"], reference: Float[Tensor, "rows in"]) -> None:
+    def add(self, quantised: Float[Tensor, "rows in"], reference: Float[Tensor, "rows in"] | None = None) -> None:
         """Count in a batch; rows of both belong together."""
-        noisy, clean = quantised.double(), reference.double()
-        sums = [noisy.sum(0), clean.sum(0), noisy.T @ noisy, noisy.T @ clean]
-        self._count += len(noisy)
+        noisy = quantised.double()
+        sums = [noisy.sum(0), noisy.T @ noisy]
+        if reference is not None:
+            clean = reference.double()
+            sums += [clean.sum(0), noisy.T @ clean]
+        self.counts.append(len(noisy))
         self._sums = sums if not self._sums else [total + more for total, more in zip(self._sums, sums, strict=True)]
+
+    @property
+    def _count(self) -> int:
+        return sum(self.counts)
 
     @property
     def mean(self) -> Float[Tensor, " in"]:
@@ -45,12 +53,12 @@ class InputStatistics:
     @property
     def reference_mean(self) -> Float[Tensor, " in"]:
         """E[x]."""
-        return self._sums[1] / self._count
+        return self._sums[2] / self._count
 
     @property
     def second_moment(self) -> Float[Tensor, "in in"]:
         """E[x̂ x̂ᵀ], less that of the mean where centred; positive definite, also where x̂ is always the same."""
-        return self._moment(2, self.mean)
+        return self._moment(1, self.mean)
 
     @property
     def cross_moment(self) -> Float[Tensor, "in in"]:
@@ -59,6 +67,6 @@ class InputStatistics:
 
     def _moment(self, index: int, mean: Float[Tensor, " in"]) -> Float[Tensor, "in in"]:
         raw = self._sums[index] / self._count
-        least = (_UNCERTAIN * (self._sums[2] / self._count).diagonal().mean()).clamp(min=_TINY)
+        least = (_UNCERTAIN * (self._sums[1] / self._count).diagonal().mean()).clamp(min=_TINY)
         moment = raw - torch.outer(self.mean, mean) if self.centred else raw
         return moment + least * torch.eye(len(raw)).to(raw)

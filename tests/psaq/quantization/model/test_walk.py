@@ -83,8 +83,68 @@ def test_nothing_behind_a_module_runs(vit):
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     list(walk.inputs("blocks.0.mlp"))
     assert ran == []
-    walk.pass_through("blocks.0.mlp")
+    walk.finish("blocks.0")
     assert ran == ["blocks.0.mlp"] * 3
+
+
+@torch.no_grad()
+def test_a_finished_layer_runs_once_more_until_its_block_is_finished(vit):
+    model, batches = copied(vit), [torch.randn(2, 3, 32, 32), torch.randn(1, 3, 32, 32)]
+    walk, ran = walk_of(model, batches), Counter[str]()
+    layers = ("patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc1")
+    expected = [whole_pass(model, ["blocks.0.mlp.fc2", "head"], batch) for batch in batches]
+    for name in layers:
+        model.get_submodule(f"{name}.input").register_forward_hook(lambda *_, name=name: ran.update([name]))
+    for name in layers[:2]:
+        walk.finish_layer(name)
+    for _ in range(3):
+        for found, wanted in zip(walk.inputs("blocks.0.mlp.fc2"), expected, strict=True):
+            assert torch.equal(found, wanted["blocks.0.mlp.fc2"])
+    assert ran == {"patch_embed.proj": 2, "blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 6}
+    for block in walk.blocks.names:
+        walk.finish(block)
+    for found, wanted in zip(walk.inputs("head"), expected, strict=True):
+        assert torch.equal(found, wanted["head"])
+    assert ran == {"patch_embed.proj": 2, "blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 8}
+
+
+class Inplace(nn.Module):
+    """Writes over what its layers and blocks emit."""
+
+    num_classes, image_size = 4, 32
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)])
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images).relu_().flatten(2).mT.add_(1)
+        return self.head(self.blocks[0](x).mul_(2).mean(1))
+
+
+@torch.no_grad()
+def test_what_is_kept_is_not_written_over():
+    torch.manual_seed(0)
+    model, images = copied(Inplace().eval()), torch.randn(2, 3, 32, 32)
+    walk, wanted = walk_of(model, [images]), whole_pass(model, ["blocks.0.linear2", "head"], images)
+    walk.finish_layer("embed")
+    for _ in range(3):
+        assert torch.equal(next(walk.inputs("blocks.0.linear2")), wanted["blocks.0.linear2"])
+    walk.finish("blocks.0")
+    for _ in range(2):
+        assert torch.equal(next(walk.inputs("head")), wanted["head"])
+
+
+@torch.no_grad()
+def test_a_layer_that_a_pass_calls_twice_is_not_kept(vit):
+    model, images = copied(vit), torch.randn(1, 3, 32, 32)
+    walk = Walk(model, [images], blocks(model, images), {"blocks.0.mlp.fc1": 2})
+    walk.finish_layer("blocks.0.mlp.fc1")
+    list(walk.inputs("blocks.1"))
+    nn.init.zeros_(model.blocks[0].mlp.fc1.weight)
+    assert torch.equal(next(walk.inputs("blocks.1")), whole_pass(model, ["blocks.1"], images)["blocks.1"])
 
 
 def test_what_changes_behind_a_finished_block_is_seen(vit):

@@ -9,7 +9,6 @@ from variants import VARIANTS, build, images_for
 
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import live_points, points_in_scope, weight_points
-from psaq.quantization.model.walk import Walk
 from psaq.quantization.passes import in_order
 from psaq.quantization.passes.in_order import point_calls
 from psaq.quantization.pipeline import quantize
@@ -103,19 +102,21 @@ def test_a_layer_without_bias_gets_one(swin, images):
     assert swin.layers[1].downsample.reduction.bias is None
 
 
-def test_weights_are_chosen_for_quantised_inputs(vit, images, monkeypatch):
-    """The statistics of a layer are those of what the finished model calls it with."""
+@pytest.mark.parametrize("left", ["", "blocks.0*", "*.qkv"])
+def test_weights_are_chosen_for_quantised_inputs(left, vit, images, monkeypatch):
+    """The statistics of a layer are those of what the finished model calls it with, also where some are left in
+    float."""
     seen: dict[str, Tensor] = {}
-    original = in_order._input_statistics
+    original = in_order._InOrder._input_statistics
 
-    def spy(quantised: Walk, reference: Walk, name: str, recipe: Recipe):
-        statistics = original(quantised, reference, name, recipe)
-        seen[name] = statistics.mean
+    def spy(calibration, layer):
+        statistics = original(calibration, layer)
+        seen[layer] = statistics.mean
         return statistics
 
-    monkeypatch.setattr(in_order, "_input_statistics", spy)
-    qmodel = quantize(vit, images, Recipe.accurate(3, 4, **BARE))
-    assert len(seen) == 2 + 4 * 2
+    monkeypatch.setattr(in_order._InOrder, "_input_statistics", spy)
+    qmodel = quantize(vit, images, Recipe.accurate(3, 4, overrides=((left, None, None),) if left else (), **BARE))
+    assert len(seen) == {"": 2 + 2 * 4, "blocks.0*": 2 + 4, "*.qkv": 2 + 2 * 3}[left]
     for name in seen.keys() - {"patch_embed.proj"}:
         layer = qmodel.get_submodule(name)
         calls: list[Tensor] = []
