@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from psaq.quantization.model.conversion import structure
 from psaq.quantization.model.points import layer_of, role
 from psaq.quantization.model.structure import Activated
 from psaq.quantization.passes.pixels import PIXEL_BITS, RANGE, reads_pixels
-from psaq.quantization.quantizers.affine import Quantizer, asymmetric_per_tensor
+from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer, asymmetric_per_tensor
 from psaq.quantization.quantizers.observers import MinMaxObserver, SamplingObserver
+from psaq.quantization.quantizers.sorted_sample import SortedSample
 from psaq.quantization.quantizers.uneven import SplitQuantizer, log_quantizer, split_quantizer
 from psaq.quantization.recipes import Recipe
 
@@ -21,6 +23,8 @@ _CURVES = (1, 2)
 _GELUS = ("gelu", "gelu tanh", "quick_gelu")
 _POSITIVE = ("relu", "relu6", "sigmoid")
 _NEGATIVE_SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 2)
+
+_Searched = TypeVar("_Searched", AffineQuantizer, SplitQuantizer)
 
 
 def observer(qmodel: nn.Module, name: str, recipe: Recipe) -> MinMaxObserver:
@@ -45,7 +49,7 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
         return asymmetric_per_tensor(low, high, bits, include_zero=not recipe.faithful)
     if _is_softmax(name) and recipe.softmax == "log":
         return log_quantizer(observed.sample, high, bits)
-    choice = _Choice(observed.sample, _column_energy(qmodel, name), search=recipe.ranges == "search")
+    choice = _Choice(SortedSample(observed.sample, _column_energy(qmodel, name)), search=recipe.ranges == "search")
     uniform = partial(asymmetric_per_tensor, bits=bits, include_zero=not recipe.faithful)
     activated = _activated(qmodel, name)
     if recipe.gelu == "uniform" or activated is None or not low < 0 < high:
@@ -53,41 +57,37 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     split = choice.split(low, high, bits)
     if activated.function in _GELUS:
         return split
-    return min(split, choice.best(uniform, low, high), key=choice.error)
+    even = choice.best(uniform, low, high)
+    return split if choice.sample.error(split) <= choice.sample.error(even) else even
 
 
 @dataclass(frozen=True)
 class _Choice:
     """A choice among quantisers, by the error that each leaves at the output of the layer that reads the point."""
 
-    sample: Float[Tensor, "rows channels"]
-    importance: Float[Tensor, " channels"] | None
+    sample: SortedSample
     search: bool
     """Whether ranges may shrink."""
 
-    def error(self, quantizer: Quantizer) -> float:
-        squares = (quantizer(self.sample) - self.sample).square().mean(0)
-        return float(squares.mean() if self.importance is None else squares @ self.importance.to(squares))
-
-    def best(self, quantizer: Callable[[Tensor, Tensor], Quantizer], low: Tensor, high: Tensor) -> Quantizer:
+    def best(self, quantizer: Callable[[Tensor, Tensor], _Searched], low: Tensor, high: Tensor) -> _Searched:
         """The quantiser of the best range: both ends shrunk together, then each."""
         if self.search:
 
             def error(ends: tuple[Tensor, Tensor]) -> float:
-                return self.error(quantizer(*ends))
+                return self.sample.error(quantizer(*ends))
 
             low, high = min(((low * a, high * a) for a in _SHRINK), key=error)
             low, high = min(((low * a, high) for a in _SHRINK), key=error)
             low, high = min(((low, high * a) for a in _SHRINK), key=error)
         return quantizer(low, high)
 
-    def split(self, low: Tensor, high: Tensor, bits: int) -> Quantizer:
+    def split(self, low: Tensor, high: Tensor, bits: int) -> SplitQuantizer:
         """Of split quantisers: first the curve and the range, then how many levels lie below zero."""
         curves = [self.best(partial(split_quantizer, bits=bits, curve=curve), low, high) for curve in _CURVES]
-        chosen = min(curves, key=self.error)
-        assert isinstance(chosen, SplitQuantizer)
+        chosen = min(curves, key=self.sample.error)
         ends = chosen.lowest, chosen.top
-        return min((split_quantizer(*ends, bits, chosen.curve, share) for share in _NEGATIVE_SHARES), key=self.error)
+        shared = (split_quantizer(*ends, bits, chosen.curve, share) for share in _NEGATIVE_SHARES)
+        return min(shared, key=self.sample.error)
 
 
 def _column_energy(qmodel: nn.Module, name: str) -> Float[Tensor, " channels"] | None:

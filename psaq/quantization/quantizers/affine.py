@@ -93,6 +93,11 @@ class AffineQuantizer(Quantizer):
         centred = integers.int() - self._broadcast(self.zero_point, integers)
         return centred.float() * self._broadcast(self.scale, integers)
 
+    def grid(self) -> tuple[Float[Tensor, " levels"], Float[Tensor, " levels-1"]]:
+        """The levels' values, rising, and the edges between the values that go to one and to the next; of one scale."""
+        steps = torch.arange(self.lowest, self.highest + 1).to(self.scale) - self.zero_point
+        return steps * self.scale, (steps[1:] - 0.5) * self.scale
+
     def _broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
         if self.group is not None:
             return self._by_input(parameter, x.shape[1])

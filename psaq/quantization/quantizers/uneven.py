@@ -103,13 +103,25 @@ class SplitQuantizer(UnevenQuantizer):
         """The lowest level's value."""
         return (-self.negative_step * self.negative_levels).detach()
 
+    def grid(self) -> tuple[Float[Tensor, " levels"], Float[Tensor, " levels-1"]]:
+        """The levels' values, rising, and the edges between the values that go to one and to the next."""
+        below = torch.arange(-self.negative_levels, 0).to(self.top)
+        above = torch.arange(self._positive_levels + 1).to(self.top)
+        step, top = self.negative_step.detach(), self.top.detach()
+        levels = torch.cat([below * step, top * (above / self._positive_levels) ** self.curve])
+        edges = torch.cat([(below + 0.5) * step, top * ((above[:-1] + 0.5) / self._positive_levels) ** self.curve])
+        return levels, edges
+
+    @property
+    def _positive_levels(self) -> int:
+        return 2**self.bits - 1 - self.negative_levels
+
     def values(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         x, step, top = x.float(), self.negative_step.detach(), self.top.detach()
-        positive_levels = 2**self.bits - 1 - self.negative_levels
         below = (x / step).round_().clamp_(-self.negative_levels, 0).mul_(step)
         share = (x / top).clamp_(0, 1)
         share = share.sqrt_() if self.curve == 2 else share
-        share = share.mul_(positive_levels).round_().div_(positive_levels)
+        share = share.mul_(self._positive_levels).round_().div_(self._positive_levels)
         share = share.square_() if self.curve == 2 else share
         return torch.where(x < 0, below, share.mul_(top))
 
