@@ -15,6 +15,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "i8": 1}
 _TILES = ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4))  # M, N, warps
 _DEPTHS = ((128, 3), (64, 4))  # BLOCK_K, stages
 _SPLITS = (1, 2, 4)
+_AMD_STAGES = 3  # with four, Triton 3.6 breaks down where x is quantised beside rows that are unpacked
 _GROUP_M = 8
 _HOPPER = "sm_90"
 CONVERSION_STEPS = 6  # to scale, round, clamp and shrink a value, or to unpack one
@@ -67,7 +68,7 @@ def bucket(problem: Problem) -> str:
 
 def default(problem: Problem, limits: DeviceLimits) -> Config:
     """The largest tile of which every multiprocessor gets one; where none is so small, inputs are split."""
-    fitting = [config for config in _all_configs(problem) if fits(config, problem, limits)]
+    fitting = [config for config in _all_configs(problem, limits) if fits(config, problem, limits)]
     preferred = [config for config in fitting if config.constants["QUANTIZE_FIRST"] == _quantize_first(config, problem)]
     chosen = preferred or fitting
     return next((config for config in chosen if _blocks(config, problem) >= ENOUGH_BLOCKS), chosen[-1])
@@ -75,7 +76,7 @@ def default(problem: Problem, limits: DeviceLimits) -> Config:
 
 def candidates(problem: Problem, limits: DeviceLimits) -> list[Config]:
     """All configurations that fit the device."""
-    return [config for config in _all_configs(problem) if fits(config, problem, limits)]
+    return [config for config in _all_configs(problem, limits) if fits(config, problem, limits)]
 
 
 def fits(config: Config, problem: Problem, limits: DeviceLimits) -> bool:
@@ -196,7 +197,7 @@ def example(
     return x, weight, input, torch.empty(rows, outputs, dtype=dtypes[str(problem["out"])], device=device)
 
 
-def _all_configs(problem: Problem) -> list[Config]:
+def _all_configs(problem: Problem, limits: DeviceLimits) -> list[Config]:
     """Every configuration that computes the problem, the largest tiles first."""
     length = weight_length(problem)
     return [
@@ -210,7 +211,7 @@ def _all_configs(problem: Problem) -> list[Config]:
                 "QUANTIZE_FIRST": quantize_first,
             },
             warps,
-            stages,
+            min(stages, _AMD_STAGES) if limits.is_amd else stages,
         )
         for block_m, block_n, warps in _TILES
         for split in ((1,) if problem["group"] else _SPLITS)  # floats are added in order

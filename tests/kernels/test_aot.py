@@ -38,6 +38,10 @@ def defaults():
 candidates = list(defaults()) if which == "defaults" else distinct_candidates(tunables(), workloads, target)
 if which == "split":
     candidates = [found for found in candidates if found[2].constants.get("SPLIT_K", 1) > 1]
+if which == "unpacking":  # beside values that are quantised on the way
+    unpacked = [found for found in candidates if found[1].get("packed") and found[1]["x"] == "bf16"]
+    smallest = {"BLOCK_M": 32, "QUANTIZE_FIRST": 0}
+    candidates = [found for found in unpacked if smallest.items() <= found[2].constants.items()]
 
 def check(index):
     kernel, problem, config = candidates[index]
@@ -118,6 +122,11 @@ def test_defaults_fit_every_target(environment, target):
 def test_split_sums_do_not_spill(environment, target):
     """Beside them, a compiler or another once ran out of registers by one value."""
     assert {name for name, *_ in check(environment, CHECK, target, "split")} == {"quant_linear"}
+
+
+def test_rows_are_unpacked_beside_values_that_are_quantised(environment):
+    """What Triton 3.6 broke down on for AMD's GPUs, in a pipeline of four stages."""
+    assert {name for name, *_ in check(environment, CHECK, "gfx942", "unpacking")} == {"quant_linear"}
 
 
 @pytest.mark.parametrize("target", ["sm_90", *also("sm_80", "gfx942")])
