@@ -48,8 +48,9 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     if not isinstance(observed, SamplingObserver):
         return asymmetric_per_tensor(low, high, bits, include_zero=not recipe.faithful)
     if _is_softmax(name) and recipe.softmax == "log":
-        return log_quantizer(observed.sample, high, bits)
-    choice = _Choice(SortedSample(observed.sample, _column_energy(qmodel, name)), search=recipe.ranges == "search")
+        return log_quantizer(observed.sample, observed.shares, high, bits)
+    sample = SortedSample(observed.sample, observed.shares, _column_energy(qmodel, name))
+    choice = _Choice(sample, search=recipe.ranges == "search")
     uniform = partial(asymmetric_per_tensor, bits=bits, include_zero=not recipe.faithful)
     activated = _activated(qmodel, name)
     if recipe.gelu == "uniform" or activated is None or not low < 0 < high:
@@ -58,7 +59,7 @@ def activation_quantizer(qmodel: nn.Module, name: str, recipe: Recipe, bits: int
     if activated.function in _GELUS:
         return split
     even = choice.best(uniform, low, high)
-    return split if choice.sample.error(split) <= choice.sample.error(even) else even
+    return split if sample.error(split) <= sample.error(even) else even
 
 
 @dataclass(frozen=True)

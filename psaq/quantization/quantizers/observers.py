@@ -48,6 +48,7 @@ class SamplingObserver(MinMaxObserver):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[Tensor] = []
+        self._seen: list[int] = []
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]:
@@ -55,6 +56,7 @@ class SamplingObserver(MinMaxObserver):
             return x
         rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
         keep = max(1, _SAMPLE // rows.shape[-1])
+        self._seen.append(len(rows))
         if len(rows) > keep:
             draw = torch.Generator().manual_seed(len(self.rows))
             rows = rows[torch.randperm(len(rows), generator=draw)[:keep].to(rows.device)]
@@ -65,5 +67,17 @@ class SamplingObserver(MinMaxObserver):
     def sample(self) -> Float[Tensor, "rows channels"]:
         """The rows kept: of each call at most 131,072 values. Where calls differ in their last axis, that is no
         axis of channels, and every value is a row."""
-        widths = {rows.shape[-1] for rows in self.rows}
-        return torch.cat(self.rows if len(widths) == 1 else [rows.reshape(-1, 1) for rows in self.rows])
+        return torch.cat([self._by_channel(rows) for rows in self.rows])
+
+    @property
+    def shares(self) -> Float[Tensor, " rows"]:
+        """How many rows that passed each row of the sample stands for: of a call with few all are kept."""
+        return torch.cat(
+            [
+                rows.new_full((len(self._by_channel(rows)),), seen / len(rows))
+                for rows, seen in zip(self.rows, self._seen, strict=True)
+            ]
+        )
+
+    def _by_channel(self, rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
+        return rows if len({other.shape[-1] for other in self.rows}) == 1 else rows.reshape(-1, 1)

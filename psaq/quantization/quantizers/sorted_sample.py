@@ -15,20 +15,27 @@ class SortedSample:
 
     Args:
         sample: what is quantised.
+        shares: how many rows each row stands for.
         importance: what an error costs, by channel. None: the same in all.
     """
 
-    def __init__(self, sample: Float[Tensor, "rows channels"], importance: Float[Tensor, " channels"] | None = None):
+    def __init__(
+        self,
+        sample: Float[Tensor, "rows channels"],
+        shares: Float[Tensor, " rows"],
+        importance: Float[Tensor, " channels"] | None = None,
+    ):
         values, order = sample.flatten().sort()
-        costs = torch.ones_like(values) if importance is None else importance.to(sample).expand_as(sample).flatten()
-        costs, moments = costs[order].double(), values.double()
+        by_channel = torch.ones_like(sample[0]) if importance is None else importance.to(sample)
+        costs, moments = torch.outer(shares, by_channel).flatten()[order].double(), values.double()
         self.values = values
         self._costs, self._moments = _running(costs), _running(costs * moments)
         self._squares = costs @ moments.square()
-        self._count = sample.numel() if importance is None else len(sample)
+        self._count = float(shares.double().sum()) * (sample.shape[1] if importance is None else 1)
 
     def error(self, quantizer: AffineQuantizer | SplitQuantizer) -> float:
-        """Σ cost · (x̂ − x)² over the channels, its mean over the rows; without costs the mean over all values."""
+        """Σ importance · (x̂ − x)² over the channels, its mean over the rows that the sample stands for; without an
+        importance the mean over the channels, too."""
         levels, edges = quantizer.grid()
         places = torch.searchsorted(self.values, edges.to(self.values))
         ends = torch.cat([places.new_zeros(1), places, places.new_tensor([len(self.values)])])

@@ -152,16 +152,19 @@ class _Split(torch.autograd.Function):
         return through, None, below / step, (slopes.sum() - below) / top, None
 
 
-def log_quantizer(sample: Float[Tensor, "rows keys"], high: Float[Tensor, ""], bits: int) -> LogQuantizer:
+def log_quantizer(
+    sample: Float[Tensor, "rows keys"], shares: Float[Tensor, " rows"], high: Float[Tensor, ""], bits: int
+) -> LogQuantizer:
     """The logarithmic quantiser whose base leaves the least error in what a row of probabilities averages.
 
-    The errors of a row count one by one, for what its values have apart, and as a sum, for what they share.
+    The errors of a row count one by one, for what its values have apart, and as a sum, for what they share; and as
+    often as rows have passed that the row stands for, its share.
     """
     top = high.detach().float().clamp(min=1e-6)
 
     def error(reach: float) -> float:
         errors = LogQuantizer(top, 2**bits / torch.tensor(reach), bits).to(sample.device)(sample) - sample
-        return float((errors.square().sum(-1) + errors.sum(-1).square()).mean())
+        return float((errors.square().sum(-1) + errors.sum(-1).square()) @ shares)
 
     octaves = (half / 2 for half in range(6, 49))  # from a factor of 8 to 6e-8
     best = min(octaves, key=error)

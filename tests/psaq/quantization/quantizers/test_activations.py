@@ -91,6 +91,15 @@ def test_maps_of_several_sizes_are_sampled_value_by_value():
     assert sorted(set(observer.sample.flatten().tolist())) == [2, 4]
 
 
+def test_calls_with_many_rows_and_with_few_count_by_their_rows():
+    """A detector's head sees a pyramid of levels, most places in the first."""
+    observer = SamplingObserver()
+    for value, rows in ((1.0, 8192), (2.0, 512), (3.0, 16)):
+        observer(torch.full((rows, 256), value))
+    assert [(observer.sample == value).all(1).sum() for value in (1, 2, 3)] == [512, 512, 16]
+    assert [observer.shares[observer.sample[:, 0] == value].sum() for value in (1, 2, 3)] == [8192, 512, 16]
+
+
 def test_nothing_seen_and_nan_are_named():
     with pytest.raises(PsaqError, match=r"a\.b: no activation"):
         MinMaxObserver().range("a.b")

@@ -9,18 +9,22 @@ from psaq.quantization.quantizers.affine import AffineQuantizer, asymmetric_per_
 from psaq.quantization.quantizers.sorted_sample import SortedSample
 from psaq.quantization.quantizers.uneven import SplitQuantizer, split_quantizer
 
+Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
-def value_by_value(
-    quantizer: AffineQuantizer | SplitQuantizer, sample: torch.Tensor, importance: torch.Tensor | None
-) -> float:
-    squares = (quantizer(sample).double() - sample.double()).square()
+
+def value_by_value(quantizer: AffineQuantizer | SplitQuantizer, sample: Sample) -> float:
+    """Each row as often as its share says."""
+    rows, shares, importance = sample
+    all_rows = rows.repeat_interleave(shares.int(), 0)
+    squares = (quantizer(all_rows).double() - all_rows.double()).square()
     return float(squares.mean() if importance is None else (squares * importance).sum(1).mean())
 
 
-def sampled(seed: int, spread: float, importance: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def sampled(seed: int, spread: float, importance: bool) -> Sample:
     draw = torch.Generator().manual_seed(seed)
-    sample = torch.nn.functional.gelu(spread * torch.randn(40, 7, generator=draw))
-    return sample, torch.rand(7, generator=draw).double() if importance else None
+    rows = torch.nn.functional.gelu(spread * torch.randn(40, 7, generator=draw))
+    shares = torch.randint(1, 5, (40,), generator=draw).float()
+    return rows, shares, torch.rand(7, generator=draw).double() if importance else None
 
 
 # Errors are sums of squares with float32's relative error of 1e-7 in each level; 8 bits leave 1e-5 of the squares.
@@ -37,10 +41,10 @@ CLOSE = {"rel": 1e-3, "abs": 1e-12}
     include_zero=st.booleans(),
 )
 def test_of_even_levels(bits, seed, spread, ends, importance, include_zero):
-    sample, costs = sampled(seed, spread, importance)
-    quantizer = asymmetric_per_tensor(sample.min() * ends[0], sample.max() * ends[1], bits, include_zero)
-    expected = value_by_value(quantizer, sample, costs)
-    assert SortedSample(sample, costs).error(quantizer) == pytest.approx(expected, **CLOSE)
+    sample = sampled(seed, spread, importance)
+    quantizer = asymmetric_per_tensor(sample[0].min() * ends[0], sample[0].max() * ends[1], bits, include_zero)
+    expected = value_by_value(quantizer, sample)
+    assert SortedSample(*sample).error(quantizer) == pytest.approx(expected, **CLOSE)
 
 
 @settings(deadline=None)
@@ -54,17 +58,17 @@ def test_of_even_levels(bits, seed, spread, ends, importance, include_zero):
     importance=st.booleans(),
 )
 def test_of_split_levels(bits, seed, spread, ends, curve, share, importance):
-    sample, costs = sampled(seed, spread, importance)
-    quantizer = split_quantizer(sample.min() * ends[0], sample.max() * ends[1], bits, curve, share)
-    expected = value_by_value(quantizer, sample, costs)
-    assert SortedSample(sample, costs).error(quantizer) == pytest.approx(expected, **CLOSE)
+    sample = sampled(seed, spread, importance)
+    quantizer = split_quantizer(sample[0].min() * ends[0], sample[0].max() * ends[1], bits, curve, share)
+    expected = value_by_value(quantizer, sample)
+    assert SortedSample(*sample).error(quantizer) == pytest.approx(expected, **CLOSE)
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5, 1e-30])
 def test_of_one_value(value):
-    sample = torch.full((3, 2), value)
-    quantizer = asymmetric_per_tensor(sample.min(), sample.max(), 4)
-    assert SortedSample(sample).error(quantizer) == pytest.approx(value_by_value(quantizer, sample, None), **CLOSE)
+    sample = torch.full((3, 2), value), torch.ones(3), None
+    quantizer = asymmetric_per_tensor(torch.tensor(value), torch.tensor(value), 4)
+    assert SortedSample(*sample).error(quantizer) == pytest.approx(value_by_value(quantizer, sample), **CLOSE)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

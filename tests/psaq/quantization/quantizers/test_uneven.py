@@ -14,6 +14,11 @@ BITS = st.integers(2, 8)
 SEEDS = st.integers(0, 2**31)
 
 
+def each_once(sample: torch.Tensor) -> torch.Tensor:
+    """Every row stands for itself."""
+    return sample.new_ones(len(sample))
+
+
 def number(value: float) -> torch.Tensor:
     return torch.tensor(value)
 
@@ -88,7 +93,7 @@ def test_ends_and_zero(bits):
 @settings(deadline=None, max_examples=30)
 @given(bits=BITS, seed=SEEDS)
 def test_quantising_again_changes_nothing(bits, seed):
-    log = log_quantizer(probabilities(seed), probabilities(seed).max(), bits)
+    log = log_quantizer(probabilities(seed), each_once(probabilities(seed)), probabilities(seed).max(), bits)
     once = log(probabilities(seed))
     torch.testing.assert_close(log(once), once, rtol=1e-6, atol=0)
     x = torch.nn.functional.gelu(torch.randn(300, generator=torch.Generator().manual_seed(seed)))
@@ -141,8 +146,8 @@ def test_nan_stays_nan(index):
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_the_base_adapts_to_what_is_seen(bits):
     sharp, flat = probabilities(3), (probabilities(3) + 0.1) / 6
-    assert log_quantizer(sharp, sharp.max(), bits).top == sharp.max()
-    wide, narrow = (log_quantizer(p, p.max(), bits).levels_per_octave for p in (sharp, flat))
+    assert log_quantizer(sharp, each_once(sharp), sharp.max(), bits).top == sharp.max()
+    wide, narrow = (log_quantizer(p, each_once(p), p.max(), bits).levels_per_octave for p in (sharp, flat))
     assert 2**bits / 24 < wide < narrow < 2**bits / 2
 
 
@@ -150,7 +155,7 @@ def test_the_base_adapts_to_what_is_seen(bits):
 def test_they_lose_less_than_even_steps_on_what_they_are_for(bits):
     p = (1.5 * torch.randn(200, 100, generator=torch.Generator().manual_seed(4))).softmax(-1)
     even = asymmetric_per_tensor(p.min(), p.max(), bits)
-    assert (log_quantizer(p, p.max(), bits)(p) - p).square().mean() < 0.5 * (even(p) - p).square().mean()
+    assert (log_quantizer(p, each_once(p), p.max(), bits)(p) - p).square().mean() < 0.5 * (even(p) - p).square().mean()
     x = torch.nn.functional.gelu(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
     x = torch.cat([x, torch.tensor([8.0])])  # one channel far out, as GELUs have
     negative = x[x < 0]
@@ -160,7 +165,7 @@ def test_they_lose_less_than_even_steps_on_what_they_are_for(bits):
 
 def test_nothing_but_zeros_has_quantisers():
     zeros = torch.zeros(4, 4)
-    assert log_quantizer(zeros, zeros.max(), 4)(zeros).eq(0).all()
+    assert log_quantizer(zeros, each_once(zeros), zeros.max(), 4)(zeros).eq(0).all()
     assert split_quantizer(number(0.0), number(0.0), 4, curve=2)(zeros).eq(0).all()
 
 
