@@ -17,7 +17,7 @@ from psaq.images.batches import gaussian_images
 from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.integer import IntegerLinear
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
-from psaq.quantization.deployment.runtimes import Session, installed, products, session
+from psaq.quantization.deployment.runtimes import Session, installed, products, session, settle
 from psaq_kernels.processor import BYTE, largest_exact_weight
 
 
@@ -67,7 +67,7 @@ def model_times(
     images = gaussian_images(model, count).to(next(model.parameters()).device)
     runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
     runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
-    seconds = medians(runs, repeats, f"{count} images")
+    seconds = medians(runs, repeats, f"{count} images", settle if sessions else None)
     return [
         ModelTime(count, name, 1e3 * taken, count / taken, seconds["float32"] / taken)
         for name, taken in seconds.items()

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from psaq.errors import PsaqError
+from psaq.choices import Scope
+from psaq.experiments.nncf_file import nncf_file
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.batches import gaussian_images
 from psaq.images.imagenet import imagenet
@@ -25,7 +27,7 @@ from psaq.models.zoo import load_model
 from psaq.program import run_command
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.deploy import deploy
-from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.onnx_graph import export_onnx
 from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
@@ -45,6 +47,8 @@ class Row:
     """A quantised model in a runtime; percent."""
 
     quantiser: str
+    scope: str
+    """Of psaq's recipe; NNCF quantises queries and keys beside the linear layers."""
     seed: int
     """Of the calibration images; NNCF's real ones are the same for all."""
     where: str
@@ -90,32 +94,44 @@ class Runtimes:
         examples = [dataset[index] for index in range(0, len(dataset), self.every)]  # type: ignore[arg-type]
         x, labels = torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
         full = _logits(model, x, "FP")
-        for quantiser, seed in self._missing(rows):
-            simulated = None
+        for cell in self._missing(rows):
+            simulated, measured = None, []
             with TemporaryDirectory() as folder:
-                for where, forward in self._forwards(model, quantiser, seed, Path(folder)):
-                    logits = _logits(forward, x, f"{quantiser}, seed {seed}: {where}")
+                for where, forward in self._forwards(model, cell, Path(folder)):
+                    logits = _logits(forward, x, f"{cell}: {where}")
                     simulated = logits if where == SIMULATION else simulated
-                    rows.append(_row(quantiser, seed, where, logits, labels, full, simulated))
+                    measured.append(_row(cell, where, logits, labels, full, simulated))
+            rows += measured
             write_rows(self.out, rows)
-            print(*(row for row in rows if (row.quantiser, row.seed) == (quantiser, seed)), sep="\n")
+            print(*measured, sep="\n")
 
-    def _missing(self, rows: list[Row]) -> list[tuple[str, int]]:
-        wanted = [(PSAQ, seed) for seed in self.seeds] + [(NNCF_REAL, 0), (NNCF_NOISE, 0)]
-        done = {(row.quantiser, row.seed) for row in rows}
-        return [each for each in wanted if each not in done]
+    def _missing(self, rows: list[Row]) -> list["Cell"]:
+        psaqs = [Cell(PSAQ, scope, seed) for scope in get_args(Scope) if scope != "all" for seed in self.seeds]
+        done = {Cell(row.quantiser, row.scope, row.seed) for row in rows}
+        return [cell for cell in (*psaqs, Cell(NNCF_REAL), Cell(NNCF_NOISE)) if cell not in done]
 
-    def _forwards(self, model: nn.Module, quantiser: str, seed: int, folder: Path) -> Iterator[tuple[str, Forward]]:
-        if quantiser == PSAQ:
-            yield from _psaqs(model, load_images(self.images.format(seed=seed)), folder)
-        elif quantiser == NNCF_REAL:
-            yield from _nncfs(model, load_pictures(picture_files([self.train])[: self.count], model), folder)
+    def _forwards(self, model: nn.Module, cell: "Cell", folder: Path) -> Iterator[tuple[str, Forward]]:
+        if cell.quantiser == PSAQ:
+            yield from _psaqs(model, load_images(self.images.format(seed=cell.seed)), cell.scope, folder)
+        elif cell.quantiser == NNCF_REAL:
+            yield _nncf(model, load_pictures(picture_files([self.train])[: self.count], model), folder)
         else:
-            yield from _nncfs(model, gaussian_images(model, self.count, seed=seed), folder)
+            yield _nncf(model, gaussian_images(model, self.count, seed=cell.seed), folder)
 
 
-def _psaqs(model: nn.Module, images: SyntheticImages, folder: Path) -> Iterator[tuple[str, Forward]]:
-    qmodel = quantize(model, images, Recipe.accurate(8, 8, scope="linear"), progress=True)
+class Cell(NamedTuple):
+    """What is quantised once and measured wherever it runs."""
+
+    quantiser: str
+    scope: str = "its own"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.quantiser}, {self.scope}, seed {self.seed}"
+
+
+def _psaqs(model: nn.Module, images: SyntheticImages, scope: Any, folder: Path) -> Iterator[tuple[str, Forward]]:
+    qmodel = quantize(model, images, Recipe.accurate(8, 8, scope=scope), progress=True)
     yield SIMULATION, qmodel
     yield "torch, deployed", deploy(qmodel)
     export_onnx(qmodel, folder / "any.onnx")
@@ -127,34 +143,19 @@ def _psaqs(model: nn.Module, images: SyntheticImages, folder: Path) -> Iterator[
     yield "OpenVINO, its own file", session(folder / "openvino.onnx", OPENVINO)
 
 
-def _nncfs(model: nn.Module, images: Tensor, folder: Path) -> Iterator[tuple[str, Forward]]:
-    """Its usual recipe for transformers, on the float model as psaq exports it."""
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise PsaqError("nncf and openvino are not installed; run pip install nncf openvino") from error
-    qmodel = quantize(model, images[:1], Recipe.paper(8, 8, scope="linear"))
-    export_float_onnx(qmodel, folder / "float.onnx")
-    quantised = nncf.quantize(
-        openvino.Core().read_model(str(folder / "float.onnx")),
-        nncf.Dataset([image[None].numpy() for image in images]),
-        subset_size=len(images),
-        model_type=nncf.ModelType.TRANSFORMER,
-    )
-    openvino.save_model(quantised, folder / "nncf.xml", compress_to_fp16=False)
-    yield "OpenVINO, its own file", session(folder / "nncf.xml", OPENVINO)
+def _nncf(model: nn.Module, images: Tensor, folder: Path) -> tuple[str, Forward]:
+    return "OpenVINO, its own file", session(nncf_file(model, images, folder), OPENVINO)
 
 
-def _row(
-    quantiser: str, seed: int, where: str, logits: Tensor, labels: Tensor, full: Tensor, simulated: Tensor | None
-) -> Row:
+def _row(cell: Cell, where: str, logits: Tensor, labels: Tensor, full: Tensor, simulated: Tensor | None) -> Row:
     found, fp_top1 = compare(logits, labels, full), compare(full, labels).top1
     assert found.agreement is not None
     beside = math.nan if simulated is None else compare(logits, labels, simulated).agreement
     assert beside is not None
     figures = (found.top1, fp_top1, found.agreement, beside, found.n)
-    return Row(quantiser, seed, where, *figures, device_name("cpu"), " ".join(dot_products()) or "none")
+    return Row(
+        cell.quantiser, cell.scope, cell.seed, where, *figures, device_name("cpu"), " ".join(dot_products()) or "none"
+    )
 
 
 @torch.no_grad()

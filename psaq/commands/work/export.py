@@ -1,5 +1,6 @@
 """What ``psaq export`` does."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
@@ -12,10 +13,10 @@ from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.zoo import fresh_model
 from psaq.quantization.checkpoint import load
 from psaq.quantization.deployment.onnx_graph import export_onnx
-from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, installed
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, Images, installed
 from psaq.quantization.deployment.verdict import Verdict, check_onnx
-from psaq.quantization.model.points import layer_of, live_points
-from psaq.quantization.quantizers.affine import AffineQuantizer
+from psaq.quantization.model.points import live_points
+from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer
 from psaq.runs import device_name
 from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
 
@@ -28,10 +29,21 @@ def run(options: Export) -> None:
     print(f"{options.onnx}: {options.onnx.stat().st_size / 1e6:.2f} MB")
     for remark in _remarks(qmodel, options.runtime):
         print(remark)
-    for runtime in installed() or [ONNXRUNTIME]:
+    for runtime in _runtimes_of(options.runtime):
         sizes = (options.batch_size, options.repeats)
         verdict = check_onnx(options.onnx, qmodel, images, *sizes, options.part, runtime, progress=True)
         print(_in_words(verdict, min(options.batch_size, verdict.images)))
+
+
+def _runtimes_of(target: Runtime | None) -> list[Runtime]:
+    """Where a file is run."""
+    if target is None:
+        return installed() or [ONNXRUNTIME]
+    own: Runtime = OPENVINO if target == OPENVINO else ONNXRUNTIME
+    if own not in installed():
+        print(f"not run here: {own} is not installed")
+        return []
+    return [own]
 
 
 def _pictures(options: Export, qmodel: nn.Module) -> Images:
@@ -44,9 +56,13 @@ def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
     """What to know of a file before it is taken anywhere."""
     if runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
         yield (f"sums overflow in {runtime} here: the file is for processors with 8-bit dot products")
-    uneven = {layer_of(name) for name, point in live_points(qmodel).items() if not isinstance(point, AffineQuantizer)}
-    if uneven:
-        yield f"in float, for uneven steps of their levels: products of {len(uneven)} modules; none with --scope linear"
+    kinds = Counter(type(point) for point in live_points(qmodel).values())
+    if runtime is not None and kinds[LogQuantizer]:
+        yield f"in float, for uneven steps: {kinds[LogQuantizer]} softmax outputs and the values that they weigh"
+    if runtime is not None and kinds[SplitQuantizer]:
+        yield f"256 even levels in place of uneven ones: {kinds[SplitQuantizer]} GELU outputs"
+    if runtime is None and (uneven := kinds[LogQuantizer] + kinds[SplitQuantizer]):
+        yield f"in float, for uneven steps of their levels: products of {uneven} points; none with --scope linear"
 
 
 def _in_words(verdict: Verdict, batch: int) -> str:

@@ -3,7 +3,6 @@
 import copy
 import io
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ from psaq.quantization.deployment.onnx_attention import PlainAttention
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch
 from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
+from psaq.quantization.deployment.onnx_points import UINT8_ZERO, OnnxPoint, swap_points
+from psaq.quantization.deployment.onnx_targets import TARGETS, Target
 from psaq.quantization.deployment.unwatched import stop_watching
 from psaq.quantization.model.conversion import lent_layers
 from psaq.quantization.model.layers import (
@@ -33,9 +34,8 @@ from psaq.quantization.model.layers import (
     is_patchwise,
     out_of_sight,
 )
-from psaq.quantization.model.points import WEIGHT, Point, all_points
+from psaq.quantization.model.points import WEIGHT, Point, all_points, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
-from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer
 from psaq_kernels.packing import NIBBLE_BITS
 
 if TYPE_CHECKING:
@@ -45,34 +45,9 @@ OPSET = 21
 """The first with 4-bit integers."""
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a runtime multiplies as integers."""
-
-    int8_weights: bool
-    """Without a zero point; else uint8 around 128."""
-    convolutions: bool
-    """Also in a convolution: a patch embedding stays one."""
-    int8_activations: bool = False
-    """Around 0, and of no other kind."""
-    groups_of_nibbles: bool = False
-    """By an operator of its own."""
-    matrices_in_groups: bool = False
-    """Else they have an axis more: onnxruntime would make a product of them that rounds its input once more."""
-
-
-_PORTABLE = _Target(int8_weights=False, convolutions=False)
-_TARGETS: dict[Runtime | None, _Target] = {
-    None: _PORTABLE,
-    "onnxruntime": _Target(int8_weights=True, convolutions=False, groups_of_nibbles=True),
-    "openvino": _Target(int8_weights=True, convolutions=True, matrices_in_groups=True),
-    "tensorrt": _Target(int8_weights=True, convolutions=True, int8_activations=True, matrices_in_groups=True),
-}
-
 _TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
 _INPUT, _OUTPUT = "images", "logits"
 _VALUES = "integers"
-_UINT8_ZERO = 128
 
 
 def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, runtime: Runtime | None = None) -> None:
@@ -80,19 +55,23 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
 
     Weights are stored as the integers they are, followed by DequantizeLinear, in groups by its block_size; of up to 4
     bits as int4, which the runtimes multiply in float. Every live activation point is a QuantizeLinear and a
-    DequantizeLinear; of fewer than 8 bits, behind a Clip. Points with uneven steps (softmax and GELU of the accurate
-    recipe) are their formulas in float operators, and what they feed is multiplied in float: only 8 bits with scope
-    "linear" have all linear layers in integers. With scope "all" onnxruntime fuses sums into integer operators that
-    round once more.
+    DequantizeLinear; of fewer than 8 bits, behind a Clip. With scope "all" onnxruntime fuses sums into integer
+    operators that round once more.
 
     What else is in the file depends on whom it is for:
 
-    - None: uint8 weights with 128 for zero. The sums are right on every processor, in every runtime; OpenVINO
-      multiplies in float32.
+    - None: uint8 weights with 128 for zero, and all points as they are simulated. The sums are right on every
+      processor, in every runtime; OpenVINO multiplies in float32. Points with uneven steps (softmax and GELU of the
+      accurate recipe) are their formulas in float operators, and what they feed is multiplied in float: only 8 bits
+      with scope "linear" have all linear layers in integers.
     - "onnxruntime": int8 weights; groups of up to 4 bits by its own MatMulNBits. Only for processors with VNNI, AMX or
-      their like: on others onnxruntime's sums of uint8 and int8 products overflow.
-    - "openvino": likewise, and with the patch embedding as a convolution.
-    - "tensorrt": int8 activations around 0, too: what is subtracted before them is made up for in the bias.
+      their like: on others onnxruntime's sums of uint8 and int8 products overflow. All linear layers and the scores of
+      fused attention are multiplied in integers: GELU's uneven levels become 256 even ones over the same range,
+      queries and keys get 255 around zero, and probabilities with log steps stay in float, as do the values that they
+      weigh.
+    - "openvino": likewise, and with the patch embedding as a convolution; onnxruntime refuses its int8 keys.
+    - "tensorrt": likewise, but with all activations as int8 around 0: what is subtracted before them is made up for in
+      the bias.
 
     Args:
         part: the module to export, by name, in place of the whole: the backbone of a detector, which chooses its boxes
@@ -105,10 +84,10 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
-    if runtime not in _TARGETS:
-        raise PsaqError(f"runtime {runtime!r}: choose from {', '.join(str(name) for name in _TARGETS if name)}")
+    if runtime not in TARGETS:
+        raise PsaqError(f"runtime {runtime!r}: choose from {', '.join(str(name) for name in TARGETS if name)}")
     model = copied(qmodel).cpu().float().eval()
-    narrow = _swap_layers(model, _TARGETS[runtime])
+    narrow = _swap_layers(model, TARGETS[runtime])
     stop_watching(model)
     _write(*_traced(model, qmodel, part, narrow), Path(path))
 
@@ -148,72 +127,10 @@ class _Stored(torch.autograd.Function):
         return real.setType(integers.type().with_dtype(torch.float32))
 
 
-class _Quantized(torch.autograd.Function):
-    """Fake quantisation to levels of a byte; in the graph, QuantizeLinear and DequantizeLinear."""
-
-    @staticmethod
-    def forward(_: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        byte = torch.iinfo(zero_point.dtype)
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), byte.min, byte.max)
-
-    @staticmethod
-    def symbolic(graph: Any, x: Any, scale: Any, zero_point: Any) -> Any:
-        levels = graph.op("QuantizeLinear", x, scale, zero_point)
-        return graph.op("DequantizeLinear", levels, scale, zero_point).setType(x.type())
-
-
-class _OnnxPoint(nn.Module):
-    """Levels of a byte; around 0, of what is left when the middle of their range is taken away."""
-
-    def __init__(self, point: AffineQuantizer, centred: bool = False):
-        super().__init__()
-        zero_point = point.zero_point - point.lowest
-        self.register_buffer("scale", point.scale)
-        kept = torch.zeros_like(zero_point).to(torch.int8) if centred else zero_point.to(torch.uint8)
-        self.register_buffer("zero_point", kept)
-        self.middle = (_UINT8_ZERO - zero_point.item()) * point.scale.item() if centred else 0.0
-        limits = torch.tensor([0, 2**point.bits - 1]) - zero_point.cpu()
-        self.limits = None if point.bits == 8 else [limit * point.scale.item() for limit in limits.tolist()]
-
-    def around_zero(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The levels' values without the middle."""
-        inside = x if self.limits is None else x.clamp(*self.limits)
-        return _Quantized.apply(inside - self.middle if self.middle else inside, self.scale, self.zero_point)
-
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        values = self.around_zero(x)
-        return values + self.middle if self.middle else values
-
-
-class _OnnxLogPoint(nn.Module):
-    """Levels by ordinary operators, their values from a table: ONNX itself quantises by even steps only."""
-
-    table: Tensor
-
-    def __init__(self, point: LogQuantizer):
-        super().__init__()
-        self.point = point
-        self.register_buffer("table", point.real(torch.arange(2**point.bits).to(point.top)))
-
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return self.table[self.point.levels(x).long()]
-
-
-class _OnnxSplitPoint(nn.Module):
-    """Each part's levels by ordinary operators."""
-
-    def __init__(self, point: SplitQuantizer):
-        super().__init__()
-        self.point = point
-
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return self.point.values(x)
-
-
 class _OnnxWeight(nn.Module):
     """Stored integers, and what they stand for."""
 
-    def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int, target: _Target):
+    def __init__(self, integers: Int8[Tensor, "..."], quantizer: AffineQuantizer, axis: int, target: Target):
         super().__init__()
         self.axis, self.group, scale = axis, quantizer.group, quantizer.scale
         if self.group is not None:
@@ -225,8 +142,8 @@ class _OnnxWeight(nn.Module):
             self.register_buffer(_VALUES, integers)
             self.zero_point = None
         else:
-            self.register_buffer(_VALUES, (integers.int() + _UINT8_ZERO).to(torch.uint8))
-            self.register_buffer("zero_point", torch.full_like(scale, _UINT8_ZERO, dtype=torch.uint8))
+            self.register_buffer(_VALUES, (integers.int() + UINT8_ZERO).to(torch.uint8))
+            self.register_buffer("zero_point", torch.full_like(scale, UINT8_ZERO, dtype=torch.uint8))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -271,17 +188,17 @@ class _OnnxLinear(nn.Module):
         layer: QuantLayer,
         integers: Int8[Tensor, "outputs inputs"],
         quantizer: AffineQuantizer,
-        target: _Target,
+        target: Target,
     ):
         super().__init__()
         self.input, self.output, self.is_for_int8 = layer.input, layer.output, target.int8_activations
         self.weight = self._weight(layer, integers, quantizer, target)
         self.bias = _bias(layer, integers, quantizer)
 
-    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: _Target) -> nn.Module:
+    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: Target) -> nn.Module:
         stored = integers.t().contiguous()
         as_matrix = quantizer.group is None or target.matrices_in_groups
-        stored = stored if as_matrix and isinstance(layer.input, _OnnxPoint) else stored[None]
+        stored = stored if as_matrix and isinstance(layer.input, OnnxPoint) else stored[None]
         return _OnnxWeight(stored, quantizer, axis=stored.ndim - 1, target=target)
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
@@ -300,7 +217,7 @@ class _OnnxLinear(nn.Module):
 class _OnnxGroupedLinear(_OnnxLinear):
     """By onnxruntime's product with groups of 4-bit weights."""
 
-    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: _Target) -> nn.Module:
+    def _weight(self, layer: QuantLayer, integers: Tensor, quantizer: AffineQuantizer, target: Target) -> nn.Module:
         return OnnxGroups(integers, quantizer)
 
     def _product(self, levels: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
@@ -308,12 +225,12 @@ class _OnnxGroupedLinear(_OnnxLinear):
 
 
 def _levels(input: nn.Module, x: Tensor) -> Tensor:
-    return input.around_zero(x) if isinstance(input, _OnnxPoint) else input(x)
+    return input.around_zero(x) if isinstance(input, OnnxPoint) else input(x)
 
 
 def _bias(layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer) -> nn.Parameter | None:
     """The layer's own, and what the middle of its input's range adds to every output."""
-    if not isinstance(layer.input, _OnnxPoint) or not layer.input.middle:
+    if not isinstance(layer.input, OnnxPoint) or not layer.input.middle:
         return layer.bias  # type: ignore[return-value]
     sums = _sums(integers.flatten(1), quantizer) * layer.input.middle
     return nn.Parameter((sums if layer.bias is None else sums + layer.bias.double()).float())
@@ -330,7 +247,7 @@ class _OnnxPatchEmbedding(_OnnxLinear):
     """A patchwise convolution as a linear layer: onnxruntime multiplies integers there, and floats in a convolution."""
 
     def __init__(
-        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: _Target
+        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: Target
     ):
         super().__init__(layer, integers.flatten(1), quantizer, target)
         self.pixels = layer._modules.get(PIXELS)
@@ -350,7 +267,7 @@ class _OnnxPatchConvolution(nn.Module):
     """A patchwise convolution as it is."""
 
     def __init__(
-        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: _Target
+        self, layer: QuantLayer, integers: Int8[Tensor, "outputs ..."], quantizer: AffineQuantizer, target: Target
     ):
         super().__init__()
         self.pixels, self.input, self.output = layer._modules.get(PIXELS), layer.input, layer.output
@@ -364,13 +281,14 @@ class _OnnxPatchConvolution(nn.Module):
             return self.output(F.conv2d(_levels(self.input, x), self.weight(), self.bias, self.stride))
 
 
-def _swap_layers(model: nn.Module, target: _Target) -> set[str]:
+def _swap_layers(model: nn.Module, target: Target) -> set[str]:
     """Put traceable layers and points in place; returns the names of the weights that 4 bits hold."""
-    points = {name: point for name, point in all_points(model).items() if not isinstance(point, Point)}
-    for name, point in points.items():
-        if not name.endswith(f".{WEIGHT}"):
-            model.set_submodule(name, _onnx_point(name, point, target))
-    weights = {name.removesuffix(f".{WEIGHT}"): point for name, point in points.items() if name.endswith(f".{WEIGHT}")}
+    swap_points(model, target)
+    weights = {
+        name.removesuffix(f".{WEIGHT}"): point
+        for name, point in live_points(model).items()
+        if name.endswith(f".{WEIGHT}")
+    }
     lent, narrow = lent_layers(model), set()
     for name, quantizer in weights.items():
         assert isinstance(quantizer, AffineQuantizer)
@@ -381,24 +299,14 @@ def _swap_layers(model: nn.Module, target: _Target) -> set[str]:
     return narrow
 
 
-def _onnx_point(name: str, point: nn.Module, target: _Target) -> nn.Module:
-    if isinstance(point, AffineQuantizer):
-        return _OnnxPoint(point, target.int8_activations)
-    if isinstance(point, LogQuantizer):
-        return _OnnxLogPoint(point)
-    if isinstance(point, SplitQuantizer):
-        return _OnnxSplitPoint(point)
-    raise PsaqError(f"{name}: ONNX has no operator for a {type(point).__name__}; take what psaq.quantize returned")
-
-
-def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: set[str], target: _Target) -> nn.Module:
+def _onnx_layer(name: str, layer: nn.Module, quantizer: AffineQuantizer, lent: set[str], target: Target) -> nn.Module:
     assert isinstance(layer, QuantLayer)
     integers = quantizer.integers(layer.rows(layer.weight))
     if isinstance(layer, QuantLinear) and name not in lent:
         by_nibbles = target.groups_of_nibbles and quantizer.group is not None
         return (_OnnxGroupedLinear if by_nibbles else _OnnxLinear)(layer, integers, quantizer, target)
     if isinstance(layer, QuantConv) and is_patchwise(layer):
-        convolves = target.convolutions and isinstance(layer.input, _OnnxPoint)
+        convolves = target.convolutions and isinstance(layer.input, OnnxPoint)
         return (_OnnxPatchConvolution if convolves else _OnnxPatchEmbedding)(layer, integers, quantizer, target)
     layer.weight_quantizer = _OnnxWeight(integers, quantizer, axis=0, target=target)
     return layer

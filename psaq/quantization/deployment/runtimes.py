@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ ONNXRUNTIME: Runtime = "onnxruntime"
 OPENVINO: Runtime = "openvino"
 _NAMES: dict[Runtime, str] = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}
 """Runtime → the extra that installs it."""
+
+_SPINNING = 0.1  # seconds; threads of the runtimes wait for work in a loop for tens of milliseconds
 
 _INTEGER_OPERATORS = frozenset(
     {"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger"}
@@ -59,6 +62,14 @@ def products(path: Path, runtime: Runtime, images: Images) -> Products:
     kinds = _onnxruntime_products(path) if runtime == ONNXRUNTIME else _openvino_products(path, images)
     counts = Counter(kinds)
     return Products(counts[True], counts.total())
+
+
+def settle(run: Callable[[], object]) -> None:
+    """Run what is to be timed until the threads of what ran before it have come to rest."""
+    ends = time.perf_counter() + _SPINNING
+    run()
+    while time.perf_counter() < ends:
+        run()
 
 
 def _flat(outputs: Iterable[Any]) -> Tensor:
@@ -107,6 +118,7 @@ def _openvino(path: Path, **more: Any) -> Any:
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else floats beside weights of few bits would be rounded to bytes
         "ENABLE_CPU_PINNING": False,
     }
     return _core(_imported(OPENVINO)).compile_model(str(path), "CPU", {**options, **more})

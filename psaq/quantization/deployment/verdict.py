@@ -14,7 +14,7 @@ from psaq.choices import Runtime
 from psaq.models.answers import Answering
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.onnx_graph import export_float_onnx
-from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, products, session
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, products, session, settle
 from psaq.tasks.classification import logit_sqnr
 
 
@@ -75,7 +75,7 @@ def _answered(
 
 
 def _milliseconds(run: Callable[[Images], Tensor], batch: Images, repeats: int) -> float:
-    run(batch)
+    settle(lambda: run(batch))
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()

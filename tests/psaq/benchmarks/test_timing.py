@@ -1,5 +1,7 @@
 """Rounds in turns, the first of which is not counted."""
 
+import time
+
 from psaq.benchmarks.timing import medians
 
 
@@ -9,3 +11,10 @@ def test_medians_leave_the_warm_up_out() -> None:
     assert calls == ["a", "b"] * 4
     assert seconds.keys() == {"a", "b"}
     assert all(taken > 0 for taken in seconds.values())
+
+
+def test_what_is_done_before_a_run_is_not_timed() -> None:
+    calls: list[str] = []
+    seconds = medians({"a": lambda: calls.append("a")}, 2, "test", before=lambda run: (run(), time.sleep(0.02)))
+    assert calls == ["a"] + ["a", "a"] * 2
+    assert seconds["a"] < 0.02

@@ -11,6 +11,7 @@ from small_models import small_vit
 from psaq import PsaqError
 from psaq.commands.benchmark_inference import BenchmarkInference
 from psaq.commands.options import ModelOptions
+from psaq.quantization.deployment import runtimes
 from psaq.quantization.deployment.runtimes import installed
 
 
@@ -20,6 +21,7 @@ def results(tmp_path_factory: Any) -> dict[str, Any]:
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(said):
         patched.setattr(ModelOptions, "load", lambda _: vit)
+        patched.setattr(runtimes, "_SPINNING", 0.0)
         BenchmarkInference(images=(1, 3), repeats=2, precision="W4A8", out=out).run()
     return {**json.loads((out / "run.json").read_text())["results"], "said": said.getvalue()}
 

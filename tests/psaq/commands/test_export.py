@@ -64,4 +64,8 @@ def test_products_of_uneven_levels_are_named(tmp_path: Path, capsys) -> None:
         quantize(model, gaussian_images(model, 4), Recipe.accurate(8, 8, flat_copies=0)), tmp_path / "model.safetensors"
     )
     Export(tmp_path, tmp_path / "q.onnx", num_images=2, batch_size=2, repeats=1).run()
-    assert "in float, for uneven steps of their levels" in capsys.readouterr().out
+    assert "in float, for uneven steps of their levels: products of 12 points" in capsys.readouterr().out
+    Export(tmp_path, tmp_path / "q.onnx", "openvino", num_images=2, batch_size=2, repeats=1).run()
+    said = capsys.readouterr().out
+    assert "in float, for uneven steps: 6 softmax outputs and the values that they weigh" in said
+    assert "256 even levels in place of uneven ones: 6 GELU outputs" in said

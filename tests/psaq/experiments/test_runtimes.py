@@ -27,7 +27,7 @@ def options(vit, tmp_path, monkeypatch):
     if "openvino" not in installed():
         monkeypatch.setattr(runtimes, "session", lambda path, _: session(path, ONNXRUNTIME))
     # NNCF itself takes minutes to load and to quantise: here it leaves the model as it is.
-    monkeypatch.setattr(runtimes, "_nncfs", lambda model, images, _: iter([("OpenVINO, its own file", model)]))
+    monkeypatch.setattr(runtimes, "_nncf", lambda model, images, _: ("OpenVINO, its own file", model))
     for folder, count in (("val", 10), ("train", 3)):
         for index in range(count):
             (tmp_path / folder / f"class{index}").mkdir(parents=True)
@@ -49,8 +49,9 @@ def test_every_runtime_is_measured_once(options, vit, monkeypatch):
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
     options.run()
     rows = read_rows(options.out, Row)
-    assert [row.quantiser for row in rows] == [PSAQ] * 6 + [NNCF_REAL, NNCF_NOISE]
-    qmodel = quantize(vit, load_images(options.images.format(seed=0)), Recipe.accurate(8, 8, scope="linear"))
+    assert [row.quantiser for row in rows] == [PSAQ] * 12 + [NNCF_REAL, NNCF_NOISE]
+    assert [row.scope for row in rows[:12]] == ["matmul"] * 6 + ["linear"] * 6
+    qmodel = quantize(vit, load_images(options.images.format(seed=0)), Recipe.accurate(8, 8, scope="matmul"))
     expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
     assert (rows[0].where, rows[0].top1, rows[0].fp_agreement, rows[0].n) == (
         SIMULATION,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from launch import environment
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
-from psaq.quantization.deployment.runtimes import installed, products, session
+from psaq.quantization.deployment.runtimes import installed, products, session, settle
 from psaq.quantization.deployment.verdict import check_onnx
 from psaq.quantization.model.points import live_points
 
@@ -50,10 +51,30 @@ def test_what_runs_in_integers_is_counted(tmp_path: Path) -> None:
         assert products(tmp_path / "float.onnx", runtime, images).integer == 0
 
 
+def test_onnxruntime_multiplies_queries_with_keys_in_integers(tmp_path: Path) -> None:
+    model = load_model("micro_vit")
+    qmodel = quantize(model, gaussian_images(model, 4), Recipe(7, 8, "matmul", softmax="log", gelu="split"))
+    layers = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime="onnxruntime")
+    found = products(tmp_path / "q.onnx", "onnxruntime", gaussian_images(qmodel, 2))
+    assert found.integer == layers + len(model.blocks)
+    assert found.total == layers + 2 * len(model.blocks), "values are weighed in float"
+
+
 def test_a_runtime_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(PsaqError, match=r"openvino is not installed; run pip install .psaq\[openvino\]"):
         session(tmp_path / "q.onnx", "openvino")
+
+
+def test_what_is_timed_runs_until_others_have_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    monkeypatch.setattr("psaq.quantization.deployment.runtimes._SPINNING", 0.02)
+    settle(lambda: calls.append(time.perf_counter()))
+    assert calls[-1] - calls[0] <= 0.02
+    calls.clear()
+    settle(lambda: (calls.append(0.0), time.sleep(0.03)))
+    assert len(calls) == 1, "once at least"
 
 
 SIGNALLED = """

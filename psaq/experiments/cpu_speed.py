@@ -1,0 +1,138 @@
+"""How fast models of 8 bits are on a CPU: psaq's in torch, onnxruntime and OpenVINO beside float, NNCF and torchao.
+
+python -m psaq.experiments.cpu_speed
+
+Weights are random, since no time depends on them. Needs psaq[onnx,openvino], nncf and torchao. All of a model is
+timed in turns, in one run.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from psaq.benchmarks.inference import model_times, variants_of
+from psaq.errors import PsaqError
+from psaq.experiments.nncf_file import nncf_file
+from psaq.experiments.rows import read_rows, write_rows
+from psaq.images.batches import gaussian_images
+from psaq.program import run_command
+from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, Session, products, session
+from psaq.quantization.pipeline import quantize
+from psaq.quantization.recipes import Recipe
+from psaq.runs import device_name, versions
+from psaq_kernels.processor import dot_products
+
+_CALIBRATION_IMAGES = 8
+_REPEATS = {1: 30, 8: 10, 32: 4}
+"""Timed rounds by images."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model in one form and runtime."""
+
+    model: str
+    images: int
+    """In a batch."""
+    variant: str
+    milliseconds: float
+    """The median of a batch's."""
+    speedup: float
+    """Over torch's float32, eager."""
+    integer_products: str
+    """Of all, where a runtime tells."""
+    processor: str
+    dot_products: str
+    versions: str
+
+
+@dataclass(frozen=True)
+class CpuSpeed:
+    """Time DeiTs on this processor; started again, time only what is missing."""
+
+    models: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_base_patch16_224")
+    """timm's names."""
+    out: Path = Path(__file__).parent / "results" / "cpu_speed.csv"
+    """The table; rows that are there already are kept."""
+
+    @torch.no_grad()
+    def run(self) -> None:
+        rows = read_rows(self.out, Row)
+        for name in self.models:
+            known = {(row.model, row.processor, row.images) for row in rows}
+            missing = [count for count in _REPEATS if (name, device_name("cpu"), count) not in known]
+            if missing:
+                with TemporaryDirectory() as folder:
+                    for timed in _tables(name, missing, Path(folder)):
+                        rows += timed
+                        write_rows(self.out, rows)
+                        print(*timed, sep="\n", flush=True)
+
+
+def _tables(name: str, counts: list[int], folder: Path) -> Iterator[list[Row]]:
+    """The rows of each batch size."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval().requires_grad_(False)
+    noise = gaussian_images(model, _CALIBRATION_IMAGES)
+    linear, matmul = (quantize(model, noise, Recipe(8, 8, scope, softmax="log")) for scope in ("linear", "matmul"))
+    variants = variants_of(model, linear, torch.float32, compiled=True)
+    variants |= {"bfloat16, compiled": torch.compile(variants["bfloat16"]), "torchao, compiled": _torchao(model)}  # type: ignore[dict-item]
+    sessions, counted = _sessions(model, linear, matmul, noise, folder)
+    machine = (device_name("cpu"), " ".join(dot_products()) or "none", _versions())
+    for count in counts:
+        times = model_times(variants, sessions, model, count, _REPEATS[count])
+        yield [
+            Row(name, count, each.variant, each.milliseconds, each.speedup, counted.get(each.variant, ""), *machine)
+            for each in times
+        ]
+
+
+def _sessions(
+    model: nn.Module, linear: nn.Module, matmul: nn.Module, noise: Tensor, folder: Path
+) -> tuple[dict[str, Session], dict[str, str]]:
+    """By name, and what each of them multiplies in integers."""
+    files = {}
+    for runtime in (ONNXRUNTIME, OPENVINO):
+        files[f"{runtime}, float32"] = runtime, folder / "float.onnx"
+        files[f"{runtime}, file for any runtime"] = runtime, folder / "any.onnx"
+        for scope, qmodel in {"linear": linear, "matmul": matmul}.items():
+            files[f"{runtime}, its own file, {scope}"] = runtime, folder / f"{runtime}-{scope}.onnx"
+            export_onnx(qmodel, folder / f"{runtime}-{scope}.onnx", runtime=runtime)
+    export_float_onnx(linear, folder / "float.onnx")
+    export_onnx(linear, folder / "any.onnx")
+    files["openvino, NNCF"] = OPENVINO, nncf_file(model, noise, folder)
+    found = {name: products(path, runtime, noise[:1]) for name, (runtime, path) in files.items()}
+    sessions = {name: session(path, runtime) for name, (runtime, path) in files.items()}
+    return sessions, {name: f"{each.integer} of {each.total}" for name, each in found.items()}
+
+
+def _torchao(model: nn.Module) -> nn.Module:
+    """Its int8: weights per channel, activations quantised as they come."""
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise PsaqError("torchao is not installed; run pip install torchao") from error
+    quantised = copy.deepcopy(model)
+    quantize_(quantised, Int8DynamicActivationInt8WeightConfig())
+    return torch.compile(quantised)  # type: ignore[return-value]
+
+
+def _versions() -> str:
+    import nncf
+    import onnxruntime
+    import openvino
+    import torchao
+
+    others = {each.__name__: each.__version__ for each in (onnxruntime, openvino, nncf, torchao)}
+    return " ".join(f"{name} {version}" for name, version in {"torch": versions()["torch"], **others}.items())
+
+
+if __name__ == "__main__":
+    run_command(CpuSpeed)
