@@ -10,7 +10,7 @@ from psaq.errors import PsaqError
 @dataclass(frozen=True)
 class Export:
     """Write a quantised model as ONNX with QuantizeLinear and DequantizeLinear (opset 21), and run it in the runtimes
-    that are installed, onnxruntime and OpenVINO, beside the fake-quantised model and beside float32."""
+    that it is for, where they are installed, beside the fake-quantised model and beside float32."""
 
     quantized: Path
     """A run of ``psaq quantize``, or its file."""

@@ -69,3 +69,13 @@ def test_products_of_uneven_levels_are_named(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "in float, for uneven steps: 6 softmax outputs and the values that they weigh" in said
     assert "256 even levels in place of uneven ones: 6 GELU outputs" in said
+
+
+def test_a_file_for_a_runtime_that_is_not_here_is_written_all_the_same(
+    qmodel: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    save(qmodel, tmp_path / "model.safetensors")
+    monkeypatch.setattr(export_module, "installed", lambda: ["onnxruntime"])
+    Export(tmp_path, tmp_path / "q.onnx", "openvino").run()
+    assert (tmp_path / "q.onnx").exists()
+    assert "not run here: openvino is not installed" in capsys.readouterr().out
