@@ -70,8 +70,8 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
       queries and keys get 255 around zero, and probabilities with log steps stay in float, as do the values that they
       weigh.
     - "openvino": likewise, and with the patch embedding as a convolution; onnxruntime refuses its int8 keys.
-    - "tensorrt": likewise, but with all activations as int8 around 0: what is subtracted before them is made up for in
-      the bias.
+    - "tensorrt": likewise but for queries and keys, whose own levels become int8 around 0 as all activations' do: what
+      is subtracted before them is made up for in the bias.
 
     Args:
         part: the module to export, by name, in place of the whole: the backbone of a detector, which chooses its boxes
