@@ -208,7 +208,8 @@ def test_a_file_is_of_the_kind_that_its_runtime_multiplies_in_integers(
 @pytest.mark.parametrize("runtime", [*also("onnxruntime"), "openvino", *also("tensorrt")])
 def test_a_runtimes_file_has_even_steps_or_none(vit: nn.Module, runtime: Any, tmp_path: Path) -> None:
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
-    qmodel = quantize(vit, images(), Recipe.accurate(7, 6, scope="matmul"))
+    # Of 7 bits sums are right everywhere.
+    qmodel = quantize(vit, images(), Recipe.accurate(7, 6, scope="matmul", ends=7))
     export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
     x = images(5, seed=2)
     where = "openvino" if runtime == "openvino" else "onnxruntime"
