@@ -69,7 +69,7 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
       fused attention are multiplied in integers: GELU's uneven levels become 256 even ones over the same range,
       queries and keys get 255 around zero, and probabilities with log steps stay in float, as do the values that they
       weigh.
-    - "openvino": likewise, and with the patch embedding as a convolution; onnxruntime refuses its int8 keys.
+    - "openvino": likewise, and with the patch embedding as a convolution. onnxruntime's optimiser refuses int8 keys.
     - "tensorrt": likewise but for queries and keys, whose own levels become int8 around 0 as all activations' do: what
       is subtracted before them is made up for in the bias.
 

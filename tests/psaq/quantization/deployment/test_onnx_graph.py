@@ -17,8 +17,8 @@ from psaq.models.answers import Answering
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.deployment.onnx_points import OnnxPoint
 from psaq.quantization.deployment.runtimes import installed, session
-from psaq.quantization.model.points import live_points
-from psaq.quantization.quantizers.affine import asymmetric_per_tensor
+from psaq.quantization.model.points import live_points, role
+from psaq.quantization.quantizers.affine import AffineQuantizer, asymmetric_per_tensor
 from psaq.quantization.quantizers.uneven import SplitQuantizer
 from psaq.tasks.classification import logit_sqnr
 
@@ -174,7 +174,7 @@ def test_every_runtimes_file_computes_the_fake_quantised_model(
     export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
     for count in (1, 5):
         x = images(count, seed=2)
-        if scope == "matmul" and runtime == "openvino":  # whose int8 keys onnxruntime refuses
+        if scope == "matmul" and runtime == "openvino":  # whose int8 keys onnxruntime's optimiser refuses
             pytest.importorskip("openvino")
             found = session(tmp_path / "q.onnx", runtime)(x)
         else:
@@ -218,6 +218,20 @@ def test_a_runtimes_file_has_even_steps_or_none(vit: nn.Module, runtime: Any, tm
         assert usual_sqnr(found, as_exported(qmodel, runtime)(x)) > 40
     operators = Counter(node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node)
     assert not {"Log", "Round", "Where"} & operators.keys(), "no level is a formula"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", ["openvino", "tensorrt"])
+def test_int8_keys_that_onnxruntimes_optimiser_refuses_are_run_all_the_same(
+    vit: nn.Module, runtime: Any, tmp_path: Path
+) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(7, 6, scope="matmul"))
+    for name, point in live_points(qmodel).items():
+        if role(name) == "key":  # nothing is left to subtract before the levels, or to add behind them
+            qmodel.set_submodule(name, AffineQuantizer(point.scale / 4, torch.tensor(128), 8))
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
+    assert usual_sqnr(session(tmp_path / "q.onnx")(images()), as_exported(qmodel, runtime)(images())) > 40
 
 
 def test_shapes_are_constants_and_attention_has_few_operators(vit: nn.Module, tmp_path: Path) -> None:
