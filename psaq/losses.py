@@ -1,4 +1,4 @@
-"""What synthesis minimises: patch-similarity entropy (negated), class loss, smoothness (Li et al. 2022)."""
+"""What synthesis minimises (Li et al. 2022): patch-similarity entropy (negated), class loss of pixels, smoothness."""
 
 import math
 from collections.abc import Sequence
@@ -44,6 +44,16 @@ def patch_similarity_entropy(
     return density_entropy(similarity_density(features, points, bandwidth), points)
 
 
+def pixel_class_loss(probabilities: Float[Tensor, "images classes height width"]) -> Float[Tensor, ""]:
+    """The mutual information of a pixel and the class that a segmenter gives it, in nats, negated (Krause, Perona,
+    Gomes 2010): least where the model is sure of every pixel and finds all classes, as often in all images together.
+
+    It takes the place of a class loss. A segmenter's last layers answer photographs with far larger features than
+    images on which it is sure of nothing, and ranges that are found on those clip them.
+    """
+    return _entropy(probabilities, 1).mean() - _entropy(probabilities.mean((0, 2, 3)), 0)
+
+
 def total_variation(images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, " images"]:
     """Sum of the L2 norms of the differences to the right, lower and both diagonal neighbours, per image."""
     return sum((difference.flatten(1).norm(dim=1) for difference in _differences(images)), start=images.new_zeros(()))
@@ -79,6 +89,11 @@ def _reference_entropy(layer: Features, bandwidth: float) -> Float[Tensor, " ima
     lowest, highest = similarity_range(layer.detach())
     points = torch.linspace(float(lowest), float(highest), REFERENCE_GRID_POINTS, device=layer.device)
     return density_entropy(similarity_density(layer, points, bandwidth), points)
+
+
+def _entropy(probabilities: Tensor, dim: int) -> Tensor:
+    """In nats. The smallest number keeps the slope at zero finite."""
+    return torch.special.entr(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny)).sum(dim)
 
 
 def _differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

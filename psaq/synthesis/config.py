@@ -12,6 +12,10 @@ Setting = Literal["sound", "reference"]
 Start = Literal["natural", "white", "grey"]
 Preset = Literal["default", "paper", "faithful", "pictures"]
 
+PIXEL_CLASS_WEIGHT = 10.0
+"""Of a segmenter's class loss. Tried on a DPT at W4A4, one seed: mIoU 41.10 without it, 42.15 at 3, 42.43 at 10, 42.70
+at 30, where the entropy, 1.7 without it and 1.1 at 10, is down at 0.1."""
+
 
 @dataclass(frozen=True)
 class SynthesisConfig:
@@ -44,7 +48,8 @@ class SynthesisConfig:
     noise: float = 0.0
     """Standard deviation of fresh noise on what the model sees at each step, in normalised pixel units."""
     class_weight: float | None = None
-    """Weight of the cross-entropy to each image's label; by default 1 where the model has classes."""
+    """Weight of the cross-entropy to each image's label, by default 1; of a segmenter, of how little its pixels tell of
+    their classes, by default 10. What has no classes has no such loss."""
     smoothness_weight: float = 0.05
     """Weight of the distance from the target total variation."""
     variation: float = 1.0

@@ -19,7 +19,7 @@ from psaq.distributed import gather_dealt, own_share, together
 from psaq.errors import PsaqError
 from psaq.images.batches import Images
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
-from psaq.losses import patch_similarity_entropy, reference_smoothness_loss, smoothness_loss
+from psaq.losses import patch_similarity_entropy, pixel_class_loss, reference_smoothness_loss, smoothness_loss
 from psaq.models.borrowing import borrowed, evaluating
 from psaq.models.calling import logits_of, run
 from psaq.models.data import network_data
@@ -31,10 +31,12 @@ from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_sour
 from psaq.progress import count_as_done, note, progress_bar
 from psaq.runs import as_json, device_name, versions
 from psaq.synthesis.adam import adam_step
-from psaq.synthesis.config import SynthesisConfig
+from psaq.synthesis.config import PIXEL_CLASS_WEIGHT, SynthesisConfig
 from psaq.synthesis.noise import start_noise
 from psaq.synthesis.randomness import generator
 from psaq.synthesis.state import LOSSES, BatchState, load_batch
+from psaq.tasks.find import task_of
+from psaq.tasks.segmentation import pixel_probabilities
 
 FILM_IMAGES = 8
 _RESULTS = ("pixels", "labels", "history", "film")
@@ -51,7 +53,8 @@ def synthesize(
 ) -> SyntheticImages:
     """Make images whose patch similarities are as diverse as a real image's, from the model alone.
 
-    Minimises −Σ_l H_l + class loss + smoothness over the pixels (Li et al. 2022, eq. 4 and section 3).
+    Minimises −Σ_l H_l + class loss + smoothness over the pixels (Li et al. 2022, eq. 4 and section 3). A segmenter's
+    class loss knows no labels: it asks for pixels that tell of their classes (`psaq.losses.pixel_class_loss`).
 
     Args:
         model: a trained vision transformer; its weights, mode and gradients are left as they were.
@@ -109,6 +112,7 @@ class Synthesis:
     ):
         self.model = model = unwrapped(model)
         self.classes = _classes(model)
+        self.has_pixel_classes = self.classes is None and _has_pixel_classes(model)
         self.config = replace(config, class_weight=self._class_weight(config))
         self.checkpoint = checkpoint
         self.aim = aim or Aim()
@@ -125,6 +129,8 @@ class Synthesis:
         name = type(self.model).__name__
         if self.classes is not None:
             return 1.0 if config.class_weight is None else config.class_weight
+        if self.has_pixel_classes:
+            return PIXEL_CLASS_WEIGHT if config.class_weight is None else config.class_weight
         if config.class_weight:
             raise PsaqError(
                 f"class_weight {config.class_weight}: {name} tells no classes apart; leave it out, or give 0"
@@ -219,6 +225,10 @@ class Synthesis:
         return {"entropy": entropy, "class_loss": class_loss, "smoothness_loss": smooth, "loss": loss}
 
     def _class_loss(self, output: Any, batch: BatchState) -> Tensor:
+        if self.has_pixel_classes:
+            probabilities = pixel_probabilities(output)
+            assert probabilities is not None
+            return pixel_class_loss(probabilities)
         if self.classes is None:
             return batch.pixels.new_zeros(())
         logits = logits_of(output)
@@ -342,6 +352,14 @@ def _classes(model: nn.Module) -> int | None:
     classes = classes_or_none(model)
     with frozen(model):
         return classes if classes and logits_of(run(model, example_image(model))) is not None else None
+
+
+@torch.no_grad()
+def _has_pixel_classes(model: nn.Module) -> bool:
+    if task_of(model).name != "segmentation":
+        return False
+    with frozen(model):
+        return pixel_probabilities(run(model, example_image(model))) is not None
 
 
 @contextmanager

@@ -112,6 +112,16 @@ def pixel_logits(output: Any) -> Float[Tensor, "images classes height width"] | 
     return output if isinstance(output, Tensor) and output.ndim == 4 else None
 
 
+def pixel_probabilities(output: Any) -> Float[Tensor, "images classes height width"] | None:
+    """The same as probabilities of each pixel's classes."""
+    logits = pixel_logits(output)
+    if logits is None:
+        return None
+    weighed = named_parts(output).get("masks_queries_logits") is not None  # so they are no logits
+    logits = logits.float()
+    return logits / logits.sum(1, keepdim=True) if weighed else logits.softmax(1)
+
+
 def confusion(found: Int[Tensor, "height width"], truth: MaskTruth, classes: int) -> Int[Tensor, "classes classes"]:
     """Pixels by true class (rows) and found class (columns), void ones left out. Raises PsaqError for a true class that
     the model does not know."""

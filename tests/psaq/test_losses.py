@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from psaq.losses import (
     eager_entropy,
     patch_similarity_entropy,
+    pixel_class_loss,
     reference_smoothness_loss,
     similarity_grid,
     smoothness_loss,
@@ -110,3 +111,24 @@ def test_the_eager_loss_is_the_same_loss():
     layer = torch.randn(3, 2, 9, 16)
     expected = patch_similarity_entropy([layer], grid="reference").mean()
     torch.testing.assert_close(eager_entropy(layer), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_pixel_class_loss_is_mutual_information_negated():
+    joint = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probabilities = joint / joint.sum(1, keepdim=True)
+    pixels = probabilities.movedim(1, -1).reshape(-1, 5)
+    each = (pixels * (pixels / pixels.mean(0)).log()).sum(1)  # Kullback–Leibler divergence from the mean of all pixels
+    torch.testing.assert_close(pixel_class_loss(probabilities), -each.mean())
+
+
+def test_pixel_class_loss_is_least_where_all_classes_are_found_for_sure():
+    sure = torch.eye(4).reshape(1, 4, 2, 2)
+    assert pixel_class_loss(sure).item() == pytest.approx(-math.log(4))
+    assert pixel_class_loss(torch.full((1, 4, 2, 2), 0.25)).item() == pytest.approx(0, abs=1e-6)
+    assert pixel_class_loss(sure[..., :1, :1].expand(2, 4, 3, 3)).item() == pytest.approx(0, abs=1e-6)  # one class only
+
+
+def test_pixel_class_loss_has_a_slope_where_a_class_is_out_of_question():
+    probabilities = torch.eye(4).reshape(1, 4, 2, 2).requires_grad_()
+    pixel_class_loss(probabilities).backward()
+    assert probabilities.grad.isfinite().all()

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, save_tensors
 from psaq.images.batches import gaussian_images
+from psaq.images.synthetic import NO_CLASS
 from psaq.losses import patch_similarity_entropy
 from psaq.models.features import patch_features
 from psaq.models.zoo import data_config, load_model
 from psaq.synthesis import SynthesisConfig, synthesize
+from psaq.synthesis.config import PIXEL_CLASS_WEIGHT
 from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import Synthesis
 from psaq.synthesis.state import KIND
@@ -40,6 +42,22 @@ def test_class_loss_falls(vit):
         vit, SynthesisConfig(num_images=2, steps=30, class_weight=100, smoothness_weight=0), progress=False
     )
     assert images.history["class_loss"][0, -1] < images.history["class_loss"][0, 0] - 0.1
+
+
+def test_pixels_come_to_tell_of_their_classes():
+    model = load_model("micro_segmenter")
+    told = synthesize(model, SynthesisConfig(num_images=4, steps=10))
+    untold = synthesize(model, SynthesisConfig(num_images=4, steps=10, class_weight=0))
+    assert told.provenance["config"]["class_weight"] == PIXEL_CLASS_WEIGHT
+    last, without = (float(images.history["class_loss"][0, -1]) for images in (told, untold))
+    assert last < without - 0.1
+    assert (told.labels == NO_CLASS).all()
+
+
+def test_a_segmenters_images_from_before_its_class_loss_are_still_loaded(tmp_path):
+    model, config = load_model("micro_segmenter"), SynthesisConfig(num_images=1, steps=2)
+    made = synthesize_into(tmp_path / "run", model, replace(config, class_weight=0))
+    assert torch.equal(synthesize_into(tmp_path / "run", model, config).images, made.images)
 
 
 def test_the_model_is_left_as_it_was(vit):

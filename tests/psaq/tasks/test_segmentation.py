@@ -13,7 +13,7 @@ from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.images.masks import MaskTruth
 from psaq.models.description import describe
-from psaq.tasks.segmentation import confusion, pixel_logits
+from psaq.tasks.segmentation import confusion, pixel_logits, pixel_probabilities
 
 VOID = 255
 
@@ -92,6 +92,16 @@ def test_logits_are_found_in_every_form():
     assert pixel_logits({"logits": logits[0, 0]}) is None
     queries = {"masks_queries_logits": torch.zeros(1, 5, 4, 4), "class_queries_logits": torch.zeros(1, 5, 4)}
     torch.testing.assert_close(pixel_logits(queries), torch.full((1, 3, 4, 4), 5 * 0.25 * 0.5))
+
+
+def test_probabilities_of_a_pixel_sum_to_one():
+    draw = torch.Generator().manual_seed(0)
+    logits, masks, classes = (torch.randn(shape, generator=draw) for shape in ((2, 3, 4, 4), (2, 5, 4, 4), (2, 5, 4)))
+    for output in (logits, {"masks_queries_logits": masks, "class_queries_logits": classes}):
+        probabilities = pixel_probabilities(output)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 4, 4))
+        assert probabilities.argmax(1).equal(pixel_logits(output).argmax(1))
+    assert pixel_probabilities(logits[0]) is None
 
 
 def test_a_class_that_the_model_does_not_know_is_named():
