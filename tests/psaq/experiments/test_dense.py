@@ -1,7 +1,11 @@
 """The table of boxes and pixels: every cell as `evaluate` measures it, kept, and never measured twice."""
 
 import csv
+import re
+from collections import defaultdict
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from dense_makes import write_annotations, write_masks, write_models, write_pictures
@@ -15,6 +19,7 @@ from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
 RESULTS = Path(dense.__file__).parent / "results" / "dense.csv"
+PAGE = Path(__file__).parents[3] / "docs" / "dense.md"
 
 
 @pytest.fixture
@@ -62,3 +67,15 @@ def test_the_committed_rows_are_whole():
     assert {row["fp_score"] for row in rows if row["model"] == "segmenter"} <= {"44.26"}
     places = [tuple(row[name] for name in ("model", "recipe", "precision", "method", "seed")) for row in rows]
     assert len(set(places)) == len(places) > 0
+
+
+def test_the_page_has_the_means_of_the_rows():
+    scores = defaultdict(list)
+    for each in read_rows(RESULTS, Result):
+        scores[each.model, each.recipe, each.precision, each.method].append(each.score)
+    lines = re.findall(r"^\| (paper|accurate) (W\dA\d) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) == 8
+    columns = list(product(("detector", "segmenter"), ("PSAQ", "Standard", "Gaussian")))
+    for recipe, precision, figures in lines:
+        means = [fmean(scores[model, recipe, precision, method]) for model, method in columns]
+        assert [float(figure) for figure in figures.split(" | ")] == pytest.approx(means, abs=0.006)
