@@ -1,4 +1,4 @@
-"""What synthesis minimises (Li et al. 2022): patch-similarity entropy (negated), class loss of pixels, smoothness."""
+"""What synthesis minimises: patch-similarity entropy, negated, and smoothness (Li et al. 2022); pixels' class loss."""
 
 import math
 from collections.abc import Sequence

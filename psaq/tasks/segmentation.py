@@ -119,7 +119,10 @@ def pixel_probabilities(output: Any) -> Float[Tensor, "images classes height wid
         return None
     weighed = named_parts(output).get("masks_queries_logits") is not None  # so they are no logits
     logits = logits.float()
-    return logits / logits.sum(1, keepdim=True) if weighed else logits.softmax(1)
+    if not weighed:
+        return logits.softmax(1)
+    # No query may have a mask at a pixel.
+    return logits / logits.sum(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 def confusion(found: Int[Tensor, "height width"], truth: MaskTruth, classes: int) -> Int[Tensor, "classes classes"]:

@@ -102,6 +102,8 @@ def test_probabilities_of_a_pixel_sum_to_one():
         torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 4, 4))
         assert probabilities.argmax(1).equal(pixel_logits(output).argmax(1))
     assert pixel_probabilities(logits[0]) is None
+    nowhere = {"masks_queries_logits": torch.full((2, 5, 4, 4), -200.0), "class_queries_logits": classes}
+    assert pixel_probabilities(nowhere).isfinite().all()
 
 
 def test_a_class_that_the_model_does_not_know_is_named():
