@@ -13,7 +13,7 @@ from psaq.errors import PsaqError
 from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, NO_CLASS, SyntheticImages, load_images
 from psaq.runs import as_json
-from psaq.synthesis.config import PIXEL_CLASS_WEIGHT, SynthesisConfig, with_later_options
+from psaq.synthesis.config import DEFAULT_STARTS, PIXEL_CLASS_WEIGHT, SynthesisConfig, with_later_options
 from psaq.synthesis.loop import synthesize_all
 
 CHECKPOINT = "checkpoint"
@@ -66,6 +66,8 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
     if config.class_weight is None:
         defaults = (PIXEL_CLASS_WEIGHT, 0.0) if bool((images.labels == NO_CLASS).all()) else (1.0,)
         wanted["class_weight"] = found["class_weight"] if found["class_weight"] in defaults else defaults[0]
+    if config.start is None and found["start"] in DEFAULT_STARTS.values():
+        wanted["start"] = found["start"]
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
         raise PsaqError(

@@ -31,7 +31,7 @@ from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_sour
 from psaq.progress import count_as_done, note, progress_bar
 from psaq.runs import as_json, device_name, versions
 from psaq.synthesis.adam import adam_step
-from psaq.synthesis.config import PIXEL_CLASS_WEIGHT, SynthesisConfig
+from psaq.synthesis.config import DEFAULT_STARTS, PIXEL_CLASS_WEIGHT, SynthesisConfig
 from psaq.synthesis.noise import start_noise
 from psaq.synthesis.randomness import generator
 from psaq.synthesis.state import LOSSES, BatchState, load_batch
@@ -113,7 +113,9 @@ class Synthesis:
         self.model = model = unwrapped(model)
         self.classes = _classes(model)
         self.has_pixel_classes = self.classes is None and _has_pixel_classes(model)
-        self.config = replace(config, class_weight=self._class_weight(config))
+        class_weight = self._class_weight(config)
+        start = config.start or DEFAULT_STARTS[bool(class_weight)]
+        self.config = replace(config, class_weight=class_weight, start=start)
         self.checkpoint = checkpoint
         self.aim = aim or Aim()
         self.taken: DataConfig = data_config(model)
@@ -181,6 +183,7 @@ class Synthesis:
     def start(self, index: int, size: int) -> BatchState:
         """Batch ``index`` before its first step: noise and labels."""
         seed, config = self.config.seed, self.config
+        assert config.start is not None
         pixels = start_noise(config.start, size, self.data, seed, index).to(self.device)
         draw = generator(seed, index, "labels")
         labels = torch.randint(self.classes, (size,), generator=draw) if self.classes else torch.full((size,), NO_CLASS)

@@ -1,12 +1,15 @@
-"""Where synthesis starts: white noise, noise with what photographs have in common, or grey."""
+"""Where synthesis starts: leaves that hide one another, noise with a photograph's spectrum, white noise, or grey."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from torch.nn import functional as F
 
 from psaq.models.image_format import DataConfig, fitted
 from psaq.synthesis.config import Start
+from psaq.synthesis.leaves import LEAVES, pile
 from psaq.synthesis.randomness import generator
 
 Noise = Float[Tensor, "images channels height width"]
@@ -25,7 +28,9 @@ def start_noise(start: Start, count: int, data: DataConfig, seed: int, batch: in
         return _grey(data) + _FAINT * white_noise(count, data, generator(seed, batch, "noise"))
     if start == "white":
         return white_noise(count, data, generator(seed, batch, "noise"))
-    return natural_noise(count, data, generator(seed, batch, "natural noise"))
+    if start == "natural":
+        return natural_noise(count, data, generator(seed, batch, "natural noise"))
+    return dead_leaves(count, data, generator(seed, batch, "leaves"))
 
 
 def white_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
@@ -44,10 +49,41 @@ def natural_noise(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
     White noise turns grey as it is smoothed: images made from it have less than half of a photograph's contrast, and
     next to none between patches.
     """
-    grey, colour = (torch.randn((count, channels, *data.image_size), generator=draw) for channels in (1, data.channels))
-    coloured = _with_natural_spectrum(_GREY**0.5 * grey + (1 - _GREY) ** 0.5 * colour)
-    contrast = coloured / coloured.std(dim=(1, 2, 3), keepdim=True)
-    return _from_imagenet(contrast, data)
+    coloured = _with_natural_spectrum(_coloured((count, data.channels, *data.image_size), draw))
+    return _from_imagenet(_of_contrast_one(coloured), data)
+
+
+def dead_leaves(count: int, data: DataConfig, draw: torch.Generator) -> Noise:
+    """Leaves of all sizes that hide one another (Lee, Mumford, Huang 2001), some flat, some of natural noise.
+
+    Edges, corners and even surfaces are what photographs have and noise of their spectrum lacks.
+    """
+    on_top = torch.stack([pile(data.image_size, draw) for _ in range(count)])
+    colours = _coloured((count, data.channels, LEAVES + 1), draw)
+    roughness = torch.rand((count, 1, LEAVES + 1), generator=draw).square()
+    texture = _of_contrast_one(_with_natural_spectrum(_coloured((count, data.channels, *data.image_size), draw)))
+    shown = rearrange(on_top, "images height width -> images 1 (height width)")
+    flat, rough = (
+        values.gather(2, shown.expand(-1, values.shape[1], -1)).unflatten(2, data.image_size)
+        for values in (colours, roughness)
+    )
+    return _from_imagenet(_of_contrast_one(_without_steps(flat + rough * texture)), data)
+
+
+def _without_steps(images: Noise) -> Noise:
+    """Edges as a lens leaves them, not of one pixel's width."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(padded, 3, stride=1)
+
+
+def _coloured(shape: tuple[int, ...], draw: torch.Generator) -> Float[Tensor, "images channels ..."]:
+    """Standard normal, channels correlated as a photograph's are."""
+    grey, colour = (torch.randn((shape[0], channels, *shape[2:]), generator=draw) for channels in (1, shape[1]))
+    return _GREY**0.5 * grey + (1 - _GREY) ** 0.5 * colour
+
+
+def _of_contrast_one(images: Noise) -> Noise:
+    return images / images.std(dim=(1, 2, 3), keepdim=True)
 
 
 def _with_natural_spectrum(white: Noise) -> Noise:

@@ -56,8 +56,17 @@ def test_pixels_come_to_tell_of_their_classes():
 
 def test_a_segmenters_images_from_before_its_class_loss_are_still_loaded(tmp_path):
     model, config = load_model("micro_segmenter"), SynthesisConfig(num_images=1, steps=2)
-    made = synthesize_into(tmp_path / "run", model, replace(config, class_weight=0))
+    made = synthesize_into(tmp_path / "run", model, replace(config, class_weight=0, start="natural"))
     assert torch.equal(synthesize_into(tmp_path / "run", model, config).images, made.images)
+
+
+def test_what_has_no_class_loss_starts_from_leaves_and_folders_from_before_that_are_still_loaded(tmp_path):
+    model, config = load_model("micro_detector"), SynthesisConfig(num_images=1, steps=2)
+    assert synthesize(model, config).provenance["config"]["start"] == "leaves"
+    before = synthesize_into(tmp_path / "run", model, replace(config, start="natural"))
+    assert torch.equal(synthesize_into(tmp_path / "run", model, config).images, before.images)
+    with pytest.raises(PsaqError, match="another start"):
+        synthesize_into(tmp_path / "run", model, replace(config, start="leaves"))
 
 
 def test_the_model_is_left_as_it_was(vit):

@@ -1,4 +1,4 @@
-"""Start noise: the authors' white noise, and noise with a photograph's spectrum, colours and contrast."""
+"""Start noise: white, of a photograph's spectrum, colours and contrast, and leaves with a photograph's edges."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from psaq.models.zoo import DataConfig
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.loop import Synthesis
-from psaq.synthesis.noise import natural_noise, start_noise, white_noise
+from psaq.synthesis.noise import dead_leaves, natural_noise, start_noise, white_noise
 
 IMAGENET = DataConfig((64, 96), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = DataConfig((64, 96), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,16 +27,39 @@ def test_amplitudes_fall_with_frequency_as_a_photographs():
     assert slope.item() == pytest.approx(-1.25, abs=0.1)
 
 
-def test_contrast_and_colours_are_a_photographs():
-    noise = natural_noise(16, IMAGENET, draw())
+@pytest.mark.parametrize("start", [natural_noise, dead_leaves])
+def test_contrast_and_colours_are_a_photographs(start):
+    noise = start(16, IMAGENET, draw())
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(16))
     correlation = torch.stack([torch.corrcoef(image.flatten(1))[0, 1] for image in noise]).mean()
     assert 0.8 < correlation < 0.95
 
 
-def test_every_model_sees_the_same_picture_in_its_own_normalisation():
+def test_leaves_have_edges_and_even_surfaces():
+    """Kurtosis of the differences of neighbours: a Gaussian has 3, photographs about 20."""
+    data = DataConfig((224, 224), IMAGENET.mean, IMAGENET.std)
+
+    def kurtosis(images):
+        steps = images.diff(dim=-1)
+        return float(steps.pow(4).mean() / steps.square().mean().square())
+
+    assert kurtosis(dead_leaves(8, data, draw())) > 10
+    assert kurtosis(natural_noise(8, data, draw())) == pytest.approx(3, abs=0.3)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_leaves_fill_images_of_any_shape_and_channels(channels):
+    leaves = dead_leaves(3, DataConfig((40, 24), (0.5,) * channels, (0.5,) * channels), draw())
+    assert leaves.shape == (3, channels, 40, 24)
+    corners = leaves[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners.flatten(1).std(dim=1) > 0.1).all()  # no corner is left bare in all images
+    assert not leaves[0].equal(leaves[1])
+
+
+@pytest.mark.parametrize("start", [natural_noise, dead_leaves])
+def test_every_model_sees_the_same_picture_in_its_own_normalisation(start):
     def colours(data):
-        return natural_noise(2, data, draw()) * torch.tensor(data.std)[:, None, None] + _column(data.mean)
+        return start(2, data, draw()) * torch.tensor(data.std)[:, None, None] + _column(data.mean)
 
     torch.testing.assert_close(colours(IMAGENET), colours(HALVES))
 
@@ -54,17 +77,20 @@ def test_grey_is_half_way_between_black_and_white_and_hardly_noisy():
         assert not grey[0].equal(grey[1])
 
 
-def test_each_batch_and_seed_has_its_own_noise():
-    first = start_noise("natural", 2, IMAGENET, 0, 0)
-    assert first.equal(start_noise("natural", 2, IMAGENET, 0, 0))
-    assert not first.equal(start_noise("natural", 2, IMAGENET, 0, 1))
-    assert not first.equal(start_noise("natural", 2, IMAGENET, 1, 0))
+@pytest.mark.parametrize("start", ["natural", "leaves"])
+def test_each_batch_and_seed_has_its_own_noise(start):
+    first = start_noise(start, 2, IMAGENET, 0, 0)
+    assert first.equal(start_noise(start, 2, IMAGENET, 0, 0))
+    assert not first.equal(start_noise(start, 2, IMAGENET, 0, 1))
+    assert not first.equal(start_noise(start, 2, IMAGENET, 1, 0))
 
 
 @pytest.mark.parametrize(
     ("config", "start"),
     [
         (SynthesisConfig(), "natural"),
+        (SynthesisConfig(class_weight=0.0), "leaves"),
+        (SynthesisConfig(class_weight=0.0, start="natural"), "natural"),
         (SynthesisConfig.paper(faithful=True), "white"),
         (SynthesisConfig.pictures(), "grey"),
     ],
