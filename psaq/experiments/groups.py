@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 from psaq.errors import PsaqError
+from psaq.evolution import EvolutionConfig, evolve
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages, load_images
@@ -25,10 +26,12 @@ from psaq.tasks.classification import collect_logits, compare
 
 Method = Callable[[nn.Module, SyntheticImages, Recipe], nn.Module]
 
+EVOLUTION = EvolutionConfig(rounds=1)
 METHODS: Mapping[str, Method] = {
-    "quantize": lambda model, images, recipe: quantize(model, images, recipe, progress=True)
+    "quantize": lambda model, images, recipe: quantize(model, images, recipe, progress=True),
+    "evolve": lambda model, _, recipe: evolve(model, recipe, EVOLUTION, progress=True)[0],
 }
-"""Name → what makes a quantised model of a model, images and a recipe."""
+"""Name → what makes a quantised model of a model, images and a recipe; `evolve` makes images of its own."""
 WHOLE = 0
 """In place of a group: one scale for all inputs of an output channel."""
 

@@ -6,8 +6,9 @@ import pytest
 
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
+from psaq.evolution import EvolutionConfig, evolve
 from psaq.experiments import groups
-from psaq.experiments.groups import Groups, Row
+from psaq.experiments.groups import METHODS, Groups, Row
 from psaq.experiments.rows import read_rows, write_rows
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import load_images
@@ -19,7 +20,7 @@ from psaq.quantization.recipes import Recipe
 def options(vit, folders, monkeypatch):
     monkeypatch.setattr(groups, "load_model", lambda *_: vit)
     places = (folders / "unused", folders / "val", folders / "run")
-    return Groups(*places, precisions=("W3A8",), groups=(0, 32), out=folders / "groups.csv")
+    return Groups(*places, precisions=("W3A8",), groups=(0, 32), methods=("quantize",), out=folders / "groups.csv")
 
 
 def test_a_cell_is_measured_as_evaluate_does_and_once(options, vit, monkeypatch):
@@ -44,6 +45,16 @@ def test_a_row_of_another_recipe_is_measured_again(options):
     write_rows(options.out, [replace(row, recipe="another")])
     replace(options, groups=(32,)).run()
     assert read_rows(options.out, Row) == [row]
+
+
+def test_evolve_is_a_method_beside_quantize(options, vit, monkeypatch):
+    quick = EvolutionConfig(rounds=1, num_images=4, image_steps=2, kept_aside=4, steps=3, batch_size=4)
+    monkeypatch.setattr(groups, "EVOLUTION", quick)
+    replace(options, groups=(32,), methods=tuple(METHODS)).run()
+    evolved, _ = read_rows(options.out, Row)
+    qmodel, _ = evolve(vit, Recipe.accurate(3, 8, group=32), quick)
+    expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
+    assert (evolved.method, evolved.top1, evolved.agreement) == ("evolve", expected.top1, expected.agreement)
 
 
 def test_an_unknown_method_is_named(options):
