@@ -26,8 +26,7 @@ _WEIGHTS = (
 @dataclass(frozen=True)
 class EvolutionConfig:
     """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, measures answers by
-    divergence and relative error, has the student emit in every block what its teacher emits, and moves its ranges,
-    biases and norms, but no weight.
+    divergence and relative error, and has the student emit in every block what its teacher emits.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
@@ -45,8 +44,8 @@ class EvolutionConfig:
     """Images to start from, and new ones every round."""
     image_steps: int = 25
     """Of the images' turn."""
-    start: Start = "natural"
-    """What images start from: noise with the spectrum of photographs, or white noise."""
+    start: Start | None = None
+    """What images start from, as synthesis has it."""
     entropy_weight: float = 1.0
     """New images: of their patch-similarity entropy, which is maximised."""
     disagreement_weight: float = 1.0
@@ -67,16 +66,16 @@ class EvolutionConfig:
     """Images of each such step."""
     measure: Measure = "divergence"
     """Of disagreement: divergence and relative errors, or V2's mean distance."""
-    block_weight: float = 1.0
+    block_weight: float = 3.0
     """Student: of the disagreement in what every block emits."""
     attention_weight: float = 0.0
     """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
-    weight_rate: float = 0.0
+    weight_rate: float = 0.01
     """Student: how far a step moves a weight at most, as part of its quantisation step; at 0 weights stay where the
     recipe has rounded them to."""
-    float_rate: float = 3e-4
+    float_rate: float = 1.5e-3
     """Student: the same of a bias or norm, as part of its root mean square."""
-    range_rate: float = 1e-3
+    range_rate: float = 1e-2
     """Student: the same of an activation's step or range, as part of it."""
     reconstruction_steps: int = 0
     """Student: steps for which each block is trained by itself before the first round."""
@@ -106,7 +105,7 @@ class EvolutionConfig:
             measure="distance",
             block_weight=0.0,
             weight_rate=0.02,
-            float_rate=1.5e-3,
+            range_rate=1e-3,
         )
         return replace(config, **options)
 

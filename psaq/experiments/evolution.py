@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distillation off": {"block_weight": 0.0},
     "class prior on": {"class_weight": 1.0},
     "attention on": {"attention_weight": 1.0},
-    "weights move": {"weight_rate": 0.02, "float_rate": 1.5e-3},
+    "weights stay": {"weight_rate": 0.0},
     "reconstruction first": {"reconstruction_steps": 50},
     "paper": vars(EvolutionConfig.paper()),
     "real images": {},
