@@ -26,7 +26,8 @@ _WEIGHTS = (
 @dataclass(frozen=True)
 class EvolutionConfig:
     """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, measures answers by
-    divergence and relative error, and has the student emit in every block what its teacher emits.
+    divergence and relative error, has the student emit in every block what its teacher emits, and moves its ranges,
+    biases and norms, but no weight.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
@@ -66,16 +67,16 @@ class EvolutionConfig:
     """Images of each such step."""
     measure: Measure = "divergence"
     """Of disagreement: divergence and relative errors, or V2's mean distance."""
-    block_weight: float = 3.0
+    block_weight: float = 1.0
     """Student: of the disagreement in what every block emits."""
     attention_weight: float = 0.0
     """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
-    weight_rate: float = 0.01
+    weight_rate: float = 0.0
     """Student: how far a step moves a weight at most, as part of its quantisation step; at 0 weights stay where the
     recipe has rounded them to."""
-    float_rate: float = 1.5e-3
+    float_rate: float = 3e-4
     """Student: the same of a bias or norm, as part of its root mean square."""
-    range_rate: float = 1e-2
+    range_rate: float = 1e-3
     """Student: the same of an activation's step or range, as part of it."""
     reconstruction_steps: int = 0
     """Student: steps for which each block is trained by itself before the first round."""
@@ -88,7 +89,7 @@ class EvolutionConfig:
         steps, minutes = self.reconstruction_steps, self.minutes
         _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
         _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
-        for name, choices in (("measure", Measure), ("task", TaskName | None)):
+        for name, choices in (("measure", Measure), ("task", TaskName | None), ("start", Start | None)):
             _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")
 
     @classmethod
@@ -105,7 +106,7 @@ class EvolutionConfig:
             measure="distance",
             block_weight=0.0,
             weight_rate=0.02,
-            range_rate=1e-3,
+            float_rate=1.5e-3,
         )
         return replace(config, **options)
 

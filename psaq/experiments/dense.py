@@ -24,6 +24,7 @@ from psaq.program import run_command
 from psaq.quantization.pipeline import quantize
 from psaq.runs import RunFolder
 from psaq.synthesis import SynthesisConfig
+from psaq.synthesis.config import DEFAULT_STARTS
 from psaq.synthesis.folder import synthesize_into
 from psaq.tables.cells import Cell
 from psaq.tables.comparison import GAUSSIAN, STANDARD
@@ -139,7 +140,8 @@ class Bench:
             return self._real(picture_files([self.options.data / train]), cell.seed)
         if cell.method == GAUSSIAN:
             return gaussian_images(self.model, IMAGES, cell.seed)
-        config = SynthesisConfig(num_images=IMAGES, seed=cell.seed)
+        start = DEFAULT_STARTS[self.name == "segmenter"]  # said, so that images from before are refused
+        config = SynthesisConfig(num_images=IMAGES, seed=cell.seed, start=start)
         return synthesize_into(self.options.runs / f"{self.name}-seed{cell.seed}", self.model, config, progress=True)
 
     def _real(self, files: list[Path], seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from psaq.digests import json_digest
 from psaq.errors import PsaqError
 from psaq.evolution import EvolutionConfig, evolve
 from psaq.experiments.rows import read_rows, write_rows
@@ -22,6 +23,7 @@ from psaq.program import run_command
 from psaq.quantization.checkpoint import save
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
+from psaq.runs import as_json
 from psaq.tasks.classification import collect_logits, compare
 
 Method = Callable[[nn.Module, SyntheticImages, Recipe], nn.Module]
@@ -48,6 +50,11 @@ class Cell:
     def recipe(self) -> Recipe:
         return Recipe.accurate(*parse_precision(self.precision), group=self.group or None)
 
+    @property
+    def digest(self) -> str:
+        """Of the recipe; of an evolution, of its configuration, too."""
+        return self.recipe.digest + (json_digest(as_json(EVOLUTION))[:8] if self.method == "evolve" else "")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -57,7 +64,7 @@ class Row:
     precision: str
     group: int
     recipe: str
-    """The recipe's digest: a row of an earlier recipe is measured again."""
+    """Its digest, and the evolution's: a row of an earlier recipe is measured again."""
     weight_bits: float
     """Bits that a weight takes with its part of its group's scale."""
     megabytes: float
@@ -97,7 +104,7 @@ class Groups:
     def run(self) -> None:
         if unknown := [method for method in self.methods if method not in METHODS]:
             raise PsaqError(f"methods {unknown}: choose from {', '.join(METHODS)}")
-        rows = [row for row in read_rows(self.out, Row) if row.recipe == row.cell.recipe.digest]
+        rows = [row for row in read_rows(self.out, Row) if row.recipe == row.cell.digest]
         model, images = load_model("deit_tiny", self.weights), load_images(self.images)
         dataset = imagenet(self.val, model, self.crop_pct)
         reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
@@ -110,7 +117,7 @@ class Groups:
             assert report.logit_sqnr is not None
             sizes = (cell.recipe.weight_bits, _megabytes(qmodel))
             found = (report.top1, report.agreement, report.logit_sqnr, full.top1)
-            which = (cell.method, cell.precision, cell.group, cell.recipe.digest)
+            which = (cell.method, cell.precision, cell.group, cell.digest)
             rows.append(Row(*which, *sizes, *found, report.n))
             write_rows(self.out, sorted(rows, key=_place))
             print(rows[-1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from psaq.choices import Grid, Heads
 from psaq.errors import PsaqError
@@ -83,6 +83,7 @@ class SynthesisConfig:
             _require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "at least 0")
         _require(self.warmup < 1, "warmup", self.warmup, "less than 1, the whole round")
         _require(0.002 <= self.bandwidth <= 0.2, "bandwidth", self.bandwidth, "within [0.002, 0.2]")
+        _require(self.start in (None, *get_args(Start)), "start", self.start, f"one of {', '.join(get_args(Start))}")
         rate = self.learning_rate
         _require(rate is None or rate > 0, "learning_rate", rate, "positive")
 

@@ -66,7 +66,7 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
     if config.class_weight is None:
         defaults = (PIXEL_CLASS_WEIGHT, 0.0) if bool((images.labels == NO_CLASS).all()) else (1.0,)
         wanted["class_weight"] = found["class_weight"] if found["class_weight"] in defaults else defaults[0]
-    if config.start is None and found["start"] in DEFAULT_STARTS.values():
+    if config.start is None and found["start"] in ("natural", DEFAULT_STARTS[bool(found["class_weight"])]):
         wanted["start"] = found["start"]
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:

@@ -28,13 +28,13 @@ def _outlines(image_size: tuple[int, int], draw: torch.Generator) -> Float[Tenso
     """Ellipses and rectangles, turned at random, in pixels (x, y). Sizes fall with their cube: that is what looks alike
     from near and from afar."""
     height, width = image_size
-    places, turns, lengths, breadths, is_box = torch.rand((5, LEAVES, 2), generator=draw).unbind()
+    places, turns, lengths, breadths, kinds = torch.rand((5, LEAVES, 2), generator=draw).unbind()
     smallest, largest = (size**-2 for size in _SIZES)
     half = max(image_size) * (smallest + lengths[:, :1] * (largest - smallest)) ** -0.5
     angle = torch.arange(_CORNERS) * (2 * math.pi / _CORNERS)
     round_one = torch.stack([angle.cos(), angle.sin()], 1)
     square = round_one / round_one.abs().amax(1, keepdim=True)
-    leaf = torch.where(is_box[:, :1, None] < 0.5, square, round_one)
+    leaf = torch.where(kinds[:, :1, None] < 0.5, square, round_one)
     leaf = leaf * torch.stack([half, half * (0.4 + 0.6 * breadths[:, :1])], 2)
     turn = math.pi * turns[:, 0]
     rows = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1).view(-1, 2, 2)

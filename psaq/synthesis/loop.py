@@ -1,4 +1,4 @@
-"""The optimisation loop (Li et al. 2022, section 3): Adam on pixels from Gaussian noise."""
+"""The optimisation loop (Li et al. 2022, section 3): Adam on pixels, from noise or leaves."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -69,6 +69,13 @@ def test_what_has_no_class_loss_starts_from_leaves_and_folders_from_before_that_
         synthesize_into(tmp_path / "run", model, replace(config, start="leaves"))
 
 
+def test_where_classes_guide_images_from_leaves_are_not_those_of_the_default(vit, tmp_path):
+    config = SynthesisConfig(num_images=1, steps=2)
+    synthesize_into(tmp_path / "run", vit, replace(config, start="leaves"))
+    with pytest.raises(PsaqError, match="another start"):
+        synthesize_into(tmp_path / "run", vit, config)
+
+
 def test_the_model_is_left_as_it_was(vit):
     vit.train()
     vit.head.weight.requires_grad_(False)
@@ -257,6 +264,7 @@ def test_faithful_target_is_the_authors_draw(vit):
         ("learning_rate", 0.0),
         ("noise", -1),
         ("resolutions", 0),
+        ("start", "leafs"),
     ],
 )
 def test_options_out_of_range_are_named(option, value):

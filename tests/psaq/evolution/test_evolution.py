@@ -171,6 +171,7 @@ def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
         ({"disagreement_weight": -1.0}, "disagreement_weight -1.0: must be a finite number"),
         ({"measure": "angle"}, "measure 'angle': must be one of divergence, distance"),
         ({"task": "captions"}, "captions"),
+        ({"start": "leafs"}, "start 'leafs': must be one of leaves, natural, white, grey"),
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
     ],
 )

@@ -55,6 +55,8 @@ def test_evolve_is_a_method_beside_quantize(options, vit, monkeypatch):
     qmodel, _ = evolve(vit, Recipe.accurate(3, 8, group=32), quick)
     expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
     assert (evolved.method, evolved.top1, evolved.agreement) == ("evolve", expected.top1, expected.agreement)
+    monkeypatch.setattr(groups, "EVOLUTION", replace(quick, steps=2))
+    assert evolved.cell.digest != evolved.recipe  # so that it is measured again
 
 
 def test_an_unknown_method_is_named(options):
