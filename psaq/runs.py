@@ -4,9 +4,8 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from psaq.distributed import is_first
 from psaq.errors import PsaqError
 from psaq.files import make_folder, read_record, write_record
 from psaq.locks import held
+from psaq.settings import as_json, difference
 
 RUN_FILE = "run.json"
 
@@ -43,7 +43,7 @@ class RunFolder:
             "results": {},
             "files": {},
         }
-        self._continue_previous()
+        self._continue_previous({"command": command, "config": config, "seed": seed})
         self._write()
 
     @contextmanager
@@ -63,16 +63,15 @@ class RunFolder:
             self._lock.release()
         return path
 
-    def _continue_previous(self) -> None:
-        """Keep what an earlier start of the same run has recorded; refuse any other run."""
+    def _continue_previous(self, asked: Mapping[str, Any]) -> None:
+        """Keep what an earlier start of the run that is asked for has recorded; refuse any other run."""
         if not (self.path / RUN_FILE).exists():
             return
         previous = read_run(self.path)
-        for part in ("command", "config", "seed"):
-            if previous.get(part) != self.record[part]:
+        for part, value in asked.items():
+            if other := difference(previous.get(part), value):
                 raise PsaqError(
-                    f"{self.path}: holds a run with another {part} "
-                    f"({difference(previous.get(part), self.record[part])}); name another folder or remove this one"
+                    f"{self.path}: holds a run with another {part} ({other}); name another folder or remove this one"
                 )
         self.record |= {part: previous.get(part, {}) for part in ("timings", "results", "files")}
 
@@ -120,26 +119,6 @@ def device_name(device: torch.device | str | None = None) -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
-def as_json(value: Any) -> Any:
-    """Dataclasses, paths and tuples as what JSON has for them; None for NaN, which it has not."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_json(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def difference(previous: Any, current: Any) -> str:
-    """The first few settings in which two configurations differ, by dotted name."""
-    before, after = dict(_settings(previous)), dict(_settings(current))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:3])
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -167,14 +146,6 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, item in value.items():
-        yield from _settings(item, f"{name}.{key}" if name else key)
 
 
 def _version(package: str) -> str:

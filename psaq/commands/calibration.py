@@ -1,9 +1,8 @@
 """What every command that quantises asks for: a model, a recipe's bits; and, to calibrate, images or none."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
 
@@ -57,9 +56,9 @@ class Quantising:
         """Where the run goes."""
         return self.out or Path("runs") / f"{command}-{self.model.label}-{self.precision}"
 
-    def config(self) -> Mapping[str, object]:
+    def config(self) -> Self:
         """What the run's record keeps: every option but the place."""
-        return {name: value for name, value in vars(self).items() if name != "out"}
+        return replace(self, out=None)
 
 
 @dataclass(frozen=True)

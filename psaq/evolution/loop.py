@@ -32,7 +32,8 @@ from psaq.quantization.passes.flat_copies import flat_copies
 from psaq.quantization.passes.training import Rates
 from psaq.quantization.pipeline import in_type_of, prepared, quantize
 from psaq.quantization.recipes import Recipe
-from psaq.runs import as_json, device_name, versions
+from psaq.runs import device_name, versions
+from psaq.settings import as_json
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
 from psaq.synthesis.loop import synthesize
@@ -268,8 +269,8 @@ class Evolution:
     def _identity(self) -> Mapping[str, Any]:
         given = {} if self.given is None else {"pool": self.given}
         return {
-            "config": as_json(self.config),
-            "recipe": as_json(self.recipe),
+            "config": self.config,
+            "recipe": self.recipe,
             "model": fingerprint(self.model),
             "images": tensors_fingerprint(given),
         }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, read_record, save_tensors, write_record
+from psaq.settings import as_json, difference
 
 KIND = "evolution state"
 _STUDENT, _BEST = "student.", "best."
@@ -62,7 +63,7 @@ class State:
         tensors = {"pool": self.pool, **_prefixed(_STUDENT, self.student), **_prefixed(_BEST, self.best)}
         if self.strip:
             tensors["strip"] = torch.stack(self.strip)
-        header = {"identity": identity, "rounds": list(map(asdict, self.rounds)), "planned": self.planned}
+        header = {"identity": as_json(identity), "rounds": list(map(asdict, self.rounds)), "planned": self.planned}
         save_tensors(path, tensors, KIND, header)
 
 
@@ -71,7 +72,7 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
     if path.exists():
         _check_same(path, read_record(path), identity)
     else:
-        write_record(path, identity)
+        write_record(path, as_json(identity))
 
 
 def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tensor]) -> State:
@@ -101,11 +102,8 @@ def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tenso
 
 
 def _check_same(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    differing = [name for name in {**identity, **found} if identity.get(name) != found.get(name)]
-    if differing:
-        raise PsaqError(
-            f"{path}: belongs to a run with another {', '.join(sorted(differing))}; name another folder, or remove it"
-        )
+    if other := difference(found, identity):
+        raise PsaqError(f"{path}: belongs to another run ({other}); name another folder, or remove it")
 
 
 def _rounds(path: Path, entries: Any) -> list[Round]:

@@ -23,7 +23,7 @@ from psaq.program import run_command
 from psaq.quantization.checkpoint import save
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
-from psaq.runs import as_json
+from psaq.settings import as_json
 from psaq.tasks.classification import collect_logits, compare
 
 Method = Callable[[nn.Module, SyntheticImages, Recipe], nn.Module]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from psaq.choices import Grid, Heads
 from psaq.errors import PsaqError
@@ -75,6 +75,9 @@ class SynthesisConfig:
     """Steps between checkpoints, where a run folder is there to keep them."""
     film_frames: int = 6
     """Moments of the way from noise to image that are kept, evenly spaced."""
+
+    earlier_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {"start": ("natural",), "class_weight": (1.0,)}
+    """What options stood at in the records of earlier versions where nobody chose."""
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "rounds", "steps", "resolutions", "checkpoint_every"):

@@ -12,7 +12,7 @@ from psaq.distributed import first_says, is_first, together
 from psaq.errors import PsaqError
 from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, NO_CLASS, SyntheticImages, load_images
-from psaq.runs import as_json
+from psaq.settings import as_json
 from psaq.synthesis.config import DEFAULT_STARTS, PIXEL_CLASS_WEIGHT, SynthesisConfig, with_later_options
 from psaq.synthesis.loop import synthesize_all
 

@@ -29,7 +29,8 @@ from psaq.models.image_format import fitted, renormalised
 from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_source
 from psaq.progress import count_as_done, note, progress_bar
-from psaq.runs import as_json, device_name, versions
+from psaq.runs import device_name, versions
+from psaq.settings import as_json
 from psaq.synthesis.adam import adam_step
 from psaq.synthesis.config import DEFAULT_STARTS, PIXEL_CLASS_WEIGHT, SynthesisConfig
 from psaq.synthesis.noise import start_noise

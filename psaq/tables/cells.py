@@ -7,7 +7,7 @@ from pathlib import Path
 from psaq.errors import PsaqError
 from psaq.files import read_record, write_record
 from psaq.quantization.recipes import RECIPES, Recipe, parse_precision
-from psaq.runs import as_json, difference
+from psaq.settings import as_json, difference
 from psaq.tasks.classification import Report
 
 
@@ -72,15 +72,14 @@ class CellStore:
             result = Result(
                 Cell(**content["cell"]), Report(**content["report"]), content["fp_top1"], content["weights"]
             )
-            # A field that came later stood at its default.
-            quantiser = {**as_json(Recipe()), **content["quantiser"]}
+            quantiser = dict(content["quantiser"])
         except (KeyError, TypeError) as error:
             raise PsaqError(f"{file}: is damaged ({error}); remove it to measure the cell again") from error
         if result.cell != cell:
             raise PsaqError(f"{file}: holds {result.cell}; remove it to measure {cell} again")
-        if quantiser != (current := as_json(cell.quantiser)):
+        if other := difference(quantiser, cell.quantiser):
             raise PsaqError(
-                f"{file}: was measured with another {cell.recipe} recipe ({difference(quantiser, current)}); "
+                f"{file}: was measured with another {cell.recipe} recipe ({other}); "
                 "name another folder with --out, or remove it to measure the cell again"
             )
         return result

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = [
-    ["choices", "digests", "errors", "lazy", "suggestions"],
+    ["choices", "digests", "errors", "lazy", "settings", "suggestions"],
     ["distributed", "files", "locks", "program", "progress", "runs"],
     ["rendering"],
     ["models"],

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+from dataclasses import asdict
 
 import pytest
 
+from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
 from psaq.runs import RUN_FILE, RunFolder, check_files, read_run
 from psaq.synthesis import SynthesisConfig
@@ -46,6 +48,20 @@ def test_another_run_is_refused_and_the_first_stays(tmp_path, command, config, s
     RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
     with pytest.raises(PsaqError, match=message):
         RunFolder(tmp_path, command, config, seed=seed)
+    assert _record(tmp_path)["results"] == {"loss": 1.5}
+
+
+def test_a_run_of_version_0_1_is_continued(tmp_path):
+    """Its record lacks what came later, and has the defaults of then."""
+    config = {"model": asdict(ModelOptions()), "synthesis": asdict(SynthesisConfig(start="natural", class_weight=1.0))}
+    for group, later in {"model": ["mean", "std"], "synthesis": ["resolutions", "noise", "variation"]}.items():
+        for name in later:
+            del config[group][name]
+    RunFolder(tmp_path, "synthesize", config, seed=0).finish({"loss": 1.5})
+    now = {"model": ModelOptions(), "synthesis": SynthesisConfig()}
+    with pytest.raises(PsaqError, match=r"synthesis\.variation None, not 0\.3"):
+        RunFolder(tmp_path, "synthesize", {**now, "synthesis": SynthesisConfig(variation=0.3)}, seed=0)
+    RunFolder(tmp_path, "synthesize", now, seed=0)
     assert _record(tmp_path)["results"] == {"loss": 1.5}
 
 

@@ -1,7 +1,7 @@
 """What ``psaq benchmark inference`` does."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 import torch
 
@@ -39,8 +39,7 @@ def run(options: BenchmarkInference) -> None:
     if options.runtimes or (options.runtimes is None and device.type == "cpu"):
         print(f"8-bit dot products: {', '.join(dot_products()) or 'none'}")
         sessions = runtime_sessions(qmodel)
-    kept = {**asdict(options), "out": None}
-    folder = None if options.out is None else RunFolder(options.out, "benchmark inference", kept)
+    folder = None if options.out is None else RunFolder(options.out, "benchmark inference", replace(options, out=None))
     whole = [row for count in options.images for row in model_times(variants, sessions, model, count, options.repeats)]
     print(_model_table(whole))
     layers = {count: layer_times(variants, model, dtype, count, options.repeats) for count in options.images}

@@ -1,6 +1,6 @@
 """What ``psaq evaluate`` does."""
 
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def run(options: Evaluate) -> None:
         options.check()
         model = options.model.load()
         dataset = _dataset(options, model)
-        run = None if options.out is None else RunFolder(options.out, "evaluate", {**asdict(options), "out": None})
+        run = None if options.out is None else RunFolder(options.out, "evaluate", replace(options, out=None))
         quantized = None if options.quantized is None else _load(options.quantized, model)
     reports = _reports(options, model, quantized, dataset)
     passed_over = getattr(dataset, "passed_over", None)
