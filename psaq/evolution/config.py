@@ -14,7 +14,6 @@ _WEIGHTS = (
     "entropy_weight",
     "disagreement_weight",
     "smoothness_weight",
-    "class_weight",
     "block_weight",
     "attention_weight",
     "weight_rate",
@@ -25,9 +24,9 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, measures answers by
-    divergence and relative error, has the student emit in every block what its teacher emits, and moves its ranges,
-    biases and norms, but no weight.
+    """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, has images
+    show classes where there are any, measures answers by divergence and relative error, has the student emit in every
+    block what its teacher emits, and moves its ranges, biases and norms, but no weight.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
@@ -53,8 +52,8 @@ class EvolutionConfig:
     """New images: of teacher's and student's disagreement, which is maximised; 0 leaves the student out."""
     smoothness_weight: float = 0.05
     """New images: of the distance from the target total variation."""
-    class_weight: float = 0.0
-    """New images: of the cross-entropy to a label drawn for each; V2 has no class anywhere."""
+    class_weight: float | None = None
+    """Images: of the class loss, as synthesis has it by default; 0 is without any class, as V2 is."""
     refresh: bool = True
     """Make new images every round; without it those of the first remain."""
     pool: int = 128
@@ -76,8 +75,8 @@ class EvolutionConfig:
     recipe has rounded them to."""
     float_rate: float = 3e-4
     """Student: the same of a bias or norm, as part of its root mean square."""
-    range_rate: float = 1e-3
-    """Student: the same of an activation's step or range, as part of it."""
+    range_rate: float = 0.16
+    """Student: the same of an activation's step or range, as the part of a level by which its far end moves."""
     reconstruction_steps: int = 0
     """Student: steps for which each block is trained by itself before the first round."""
 
@@ -86,8 +85,9 @@ class EvolutionConfig:
             _require(_is_whole(getattr(self, name), 1), name, getattr(self, name), "a whole number, at least 1")
         for name in _WEIGHTS:
             _require(_is_weight(getattr(self, name)), name, getattr(self, name), "a finite number, at least 0")
-        steps, minutes = self.reconstruction_steps, self.minutes
+        steps, minutes, classes = self.reconstruction_steps, self.minutes, self.class_weight
         _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
+        _require(classes is None or _is_weight(classes), "class_weight", classes, "a finite number, at least 0")
         _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
         for name, choices in (("measure", Measure), ("task", TaskName | None), ("start", Start | None)):
             _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")
@@ -103,10 +103,12 @@ class EvolutionConfig:
             rounds=20,
             steps=20,
             start="white",
+            class_weight=0.0,
             measure="distance",
             block_weight=0.0,
             weight_rate=0.02,
             float_rate=1.5e-3,
+            range_rate=0.016,
         )
         return replace(config, **options)
 
@@ -122,16 +124,16 @@ class EvolutionConfig:
             smoothness_weight=self.smoothness_weight,
         )
 
-    def passes(self, rounds: int, makes_images: bool = True) -> dict[str, float]:
-        """What so many rounds cost, by turn, in forward-and-backward passes of one image through the full-precision
-        model: a forward pass counts a third of one, the student as much as its teacher."""
+    def passes(self, rounds: int, examined: int, makes_images: bool = True) -> dict[str, float]:
+        """What so many rounds cost, each judged on so many images, by turn, in forward-and-backward passes of one image
+        through the full-precision model: a forward pass counts a third of one, the student as much as its teacher."""
         made = self.num_images if makes_images else 0
         turns = rounds if self.refresh else min(rounds, 1)
         return {
             "start": float((made + self.kept_aside) * self.image_steps),
             "images": float(made * self.image_steps * (2 if self.disagreement_weight else 1) * turns),
             "student": self.steps * self.batch_size * rounds * 4 / 3,
-            "judging": self.kept_aside * (rounds + 1) * 4 / 3,
+            "judging": (self.kept_aside + examined) * (rounds + 1) * 2 / 3,
         }
 
 

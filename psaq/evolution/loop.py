@@ -27,7 +27,7 @@ from psaq.models.wrappers import unwrapped
 from psaq.progress import note
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.passes.collages import collages
-from psaq.quantization.passes.distillation import Lesson, answer_error, teach
+from psaq.quantization.passes.distillation import Lesson, answers_apart, teach
 from psaq.quantization.passes.flat_copies import flat_copies
 from psaq.quantization.passes.training import Rates
 from psaq.quantization.pipeline import in_type_of, prepared, quantize
@@ -61,7 +61,7 @@ def evolve(
     From what ``recipe`` gives on, each round has two turns: new images maximise patch-similarity entropy and the
     disagreement between the model and its quantised copy; then the copy learns from all images to agree. Every round
     is judged on synthesised images that are kept aside, and the best state is what is returned, so that on these it
-    disagrees no more than the recipe's own result.
+    answers as the model does at least as well as the recipe's own result.
 
     Args:
         model: any module that `psaq.quantize` takes; left as it was.
@@ -111,7 +111,7 @@ class Evolution:
         self.config, self.progress = config, progress
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
-        self.lesson = _lesson(self.task, config)
+        self.lesson = _lesson(self.task, config, recipe.activations)
         self.folder = None if folder is None else make_folder(Path(folder))
         if self.folder is not None:
             claim(self.folder / IDENTITY, self._identity)
@@ -136,7 +136,7 @@ class Evolution:
                 "evolution": as_json(self.config),
                 "rounds": [_without_time(each) for each in self.state.rounds],
                 "best_round": self.state.best_round,
-                "passes": self.config.passes(len(self.state.rounds) - 1, makes_images=self.given is None),
+                "passes": self.config.passes(len(self.state.rounds) - 1, len(self._examined), self.given is None),
                 "versions": versions(),
                 "device": device_name(self._like.device),
             },
@@ -191,7 +191,7 @@ class Evolution:
         if made is not None:
             state.pool = torch.cat([state.pool, self._as_taken(made)])[-self.config.pool :]
             state.strip.append(true_colours(made.images[:STRIP_IMAGES], made.mean, made.std))
-        lesson, shown = replace(self.lesson, seed=number), self._shown().to(self._like)
+        lesson, shown = replace(self.lesson, seed=number), self._with_copies(state.pool).to(self._like)
         losses = teach(self.student, self.teacher, shown, self.config.steps, lesson, progress=self.progress)
         state.student = _snapshot(self.student)
         verdict = replace(
@@ -219,16 +219,20 @@ class Evolution:
             self.model, self.student, self.config, self.task, seed, checkpoint, progress=self.progress
         )
 
-    def _shown(self) -> Tensor:
-        """The images that there are, and what the recipe adds to those that it calibrates on."""
-        pool, recipe = self.state.pool, self.recipe
-        return torch.cat([pool, *collages([pool], recipe.collages), *flat_copies([pool], recipe.flat_copies)])
+    def _with_copies(self, images: Tensor) -> Tensor:
+        """Images, and what the recipe adds to those that it calibrates on."""
+        recipe = self.recipe
+        return torch.cat([images, *collages([images], recipe.collages), *flat_copies([images], recipe.flat_copies)])
+
+    @cached_property
+    def _examined(self) -> Tensor:
+        """What rounds are judged on. Few images alone would tell a better student from a worse one by chance."""
+        return self._with_copies(self.images.kept_aside)
 
     def _judged(self, number: int) -> Round:
-        kept = self.images.kept_aside
-        report = evaluate(self.student, kept, self.model, task=self.task, batch_size=_BATCH)
-        apart = answer_error(self.student, self.teacher, kept.to(self._like), self.lesson)
-        return Round(number, apart, report.agreement, report.logit_sqnr)
+        report = evaluate(self.student, self.images.kept_aside, self.model, task=self.task, batch_size=_BATCH)
+        apart, sqnr = answers_apart(self.student, self.teacher, self._examined.to(self._like), self.lesson)
+        return Round(number, sqnr, apart, report.agreement)
 
     def _say(self, verdict: Round) -> None:
         if self.progress:
@@ -276,8 +280,8 @@ class Evolution:
         }
 
 
-def _lesson(task: TaskName, config: EvolutionConfig) -> Lesson:
-    rates = Rates(config.weight_rate, config.float_rate, config.range_rate)
+def _lesson(task: TaskName, config: EvolutionConfig, bits: int) -> Lesson:
+    rates = Rates(config.weight_rate, config.float_rate, config.range_rate / 2**bits)
     return Lesson(task, config.measure, config.block_weight, config.attention_weight, rates, config.batch_size)
 
 
@@ -304,4 +308,5 @@ def _in_words(verdict: Round) -> str:
     agreement = "" if verdict.agreement is None else f", agreement {verdict.agreement:.1f}%"
     losses = {"new images' loss": verdict.image_loss, "student's loss": verdict.student_loss}
     known = "".join(f", {name} {value:.4g}" for name, value in losses.items() if value is not None)
-    return f"disagreement {verdict.disagreement:.4g} on the images kept aside{agreement}{known}"
+    apart = f"{verdict.image_sqnr:.2f} dB, disagreement {verdict.disagreement:.4g}"
+    return f"{apart} on the images kept aside{agreement}{known}"

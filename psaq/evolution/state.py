@@ -22,12 +22,13 @@ class Round:
     """What came of one round; round 0 is the start."""
 
     number: int
+    image_sqnr: float
+    """Signal to noise of the answers to the images kept aside and to what the recipe adds to these, in dB, the mean of
+    the images' own: what rounds are judged by."""
     disagreement: float
-    """Of the answers to the images kept aside, by the configuration's measure."""
+    """Of the same answers, by the configuration's measure."""
     agreement: float | None
-    """In how much of what they answer to these the two models agree, in percent."""
-    logit_sqnr: float | None
-    """Over the answers to these, in dB."""
+    """In how much of what they answer to the images kept aside the two models agree, in percent."""
     entropy: float | None = None
     """Of the new images at their last step, summed over layers, in nats."""
     image_loss: float | None = None
@@ -55,8 +56,8 @@ class State:
 
     @property
     def best_round(self) -> int:
-        """The round whose student disagrees least on the images kept aside."""
-        return min(self.rounds, key=lambda each: each.disagreement).number
+        """The round whose student answers most as its teacher does."""
+        return max(self.rounds, key=lambda each: each.image_sqnr).number
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Write it, whole or not at all. ``identity`` says whose state it is."""

@@ -14,8 +14,8 @@ from torch import nn
 
 from psaq.evaluation import evaluate
 from psaq.evolution import EvolutionConfig, evolve
-from psaq.evolution.loop import START
 from psaq.experiments.rows import read_rows, write_rows
+from psaq.experiments.starts import SharedStart
 from psaq.models.zoo import load_model
 from psaq.program import run_command
 from psaq.quantization.checkpoint import load
@@ -30,9 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "disagreement off": {"disagreement_weight": 0.0},
     "refresh off": {"refresh": False},
     "distillation off": {"block_weight": 0.0},
-    "class prior on": {"class_weight": 1.0, "start": "leaves"},
+    "class prior off": {"class_weight": 0.0},
     "attention on": {"attention_weight": 1.0},
-    "weights move": {"weight_rate": 0.01, "float_rate": 1.5e-3, "range_rate": 1e-2, "block_weight": 3.0},
+    "weights move": {"weight_rate": 0.01},
+    "ranges slow": {"range_rate": 0.016},
     "reconstruction first": {"reconstruction_steps": 50},
     "paper": vars(EvolutionConfig.paper()),
     "real images": {},
@@ -62,7 +63,8 @@ class Result:
     passes: float
     """Forward-and-backward passes of one image through the full-precision model."""
     seconds: float
-    """Of the last start, where a run was stopped and went on."""
+    """Of the last start, where a run was stopped and went on; without images and student that another variant had
+    made."""
     n: int
 
     @property
@@ -114,6 +116,7 @@ class Bench:
 
     def __init__(self, options: Ablation):
         self.options = options
+        self.starts: dict[Path, Report] = {}
         self.source = ImageSource(options.imagenet, options.limit, options.crop_pct, None, None)
 
     @cached_property
@@ -126,10 +129,14 @@ class Bench:
         real = self.source.real(name, self.model, REAL_IMAGES) if variant == "real images" else None
         folder = options.runs / f"{name}-{variant.replace(' ', '-')}-{precision}-seed{seed}"
         recipe = Recipe.accurate(*parse_precision(precision))
+        images_of = "synthesised" if real is None else "real"
+        start = SharedStart.find(options.runs / "starts", self.model, recipe, config, images_of)
+        start.lend(folder)
         started = time.perf_counter()
         qmodel, images = evolve(self.model, recipe, config, images=real, folder=folder, progress=True)
         seconds = round(time.perf_counter() - started, 1)
-        after, before = self._evaluated(qmodel), self._evaluated(load(folder / f"{START}.safetensors", self.model))
+        start.keep(folder)
+        after, before = self._evaluated(qmodel), self._of_start(start.student)
         assert after.reference is not None
         rounds = images.provenance["rounds"]
         return Result(
@@ -143,6 +150,12 @@ class Bench:
             seconds=seconds,
             n=after.n,
         )
+
+    def _of_start(self, student: Path) -> Report:
+        """Evaluated once, however many variants share it."""
+        if student not in self.starts:
+            self.starts[student] = self._evaluated(load(student, self.model))
+        return self.starts[student]
 
     def _evaluated(self, qmodel: nn.Module) -> Report:
         data = self.source.evaluation(self.options.model, self.model)

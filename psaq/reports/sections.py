@@ -40,7 +40,8 @@ ASKED = (
 """The options that tell one run of a command from another at a glance."""
 ROUNDS = "rounds.csv"
 ROUND_FIGURES = {
-    "disagreement": "disagreement, images kept aside",
+    "image_sqnr": "signal to noise, images kept aside (dB)",
+    "disagreement": "disagreement on these",
     "agreement": "agreement on these (%)",
     "student_loss": "student's loss",
     "image_loss": "new images' loss",
@@ -193,14 +194,14 @@ def rounds_pictures(folder: Path) -> Iterator[Picture]:
             rows = list(csv.DictReader(stream))
         columns = {title: _column(rows, name) for name, title in ROUND_FIGURES.items()}
         figures = {title: values for title, values in columns.items() if np.isfinite(values).any()}
-        best = int(np.nanargmin(columns[ROUND_FIGURES["disagreement"]]))
+        best = int(np.nanargmax(columns[ROUND_FIGURES["image_sqnr"]]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PsaqError(f"{file}: is damaged ({error}); remove it, or run again") from error
     yield drawn(
         "What every round came to",
-        "Round 0 is the recipe's own result; the dotted line marks the round that was kept, of the least disagreement.",
+        "Round 0 is the recipe's own result; the dotted line marks the round that was kept, of the most signal.",
         lambda style: rounds_figure(figures, best, style),
-        shows="Panels over the rounds: disagreement, agreement, losses and entropy.",
+        shows="Panels over the rounds: signal to noise, disagreement, agreement, losses and entropy.",
     )
 
 

@@ -86,7 +86,7 @@ STUDENT = {"head.weight": torch.full((2, 3), 0.5), "head.weight_quantizer.scale"
 
 
 def _evolution(folder: Path) -> Path:
-    rounds = [evolution.Round(0, 0.5, 90.0, 12.0), evolution.Round(1, 0.25, None, math.inf, -3.0, 2.0, 0.125, 5.0)]
+    rounds = [evolution.Round(0, 12.0, 0.5, 90.0), evolution.Round(1, math.inf, 0.25, None, -3.0, 2.0, 0.125, 5.0)]
     pool = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     strip = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)]
     evolution.State(pool, STUDENT, STUDENT, strip, rounds, planned=3).save(folder / "evolution.safetensors", IDENTITY)

@@ -65,7 +65,7 @@ def _draw(images: SyntheticImages, model: nn.Module, folder: Path) -> None:
 
 
 def _verdict(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("disagreement", "agreement", "logit_sqnr")}
+    return {name: row[name] for name in ("image_sqnr", "disagreement", "agreement")}
 
 
 def _gain(rounds: list[dict[str, Any]], best: int) -> str:
@@ -74,5 +74,5 @@ def _gain(rounds: list[dict[str, Any]], best: int) -> str:
     agreement = (
         "" if before["agreement"] is None else (f", agreement {before['agreement']:.1f}% -> {after['agreement']:.1f}%")
     )
-    apart = f"disagreement {before['disagreement']:.4g} -> {after['disagreement']:.4g}"
-    return f"on images kept aside, by the recipe alone -> evolved: {apart}{agreement}"
+    sqnr = f"{before['image_sqnr']:.2f} -> {after['image_sqnr']:.2f} dB"
+    return f"on images kept aside, by the recipe alone -> evolved: {sqnr}{agreement}"

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from psaq.choices import Measure, TaskName
 
+_LEAST_ERROR = 1e-12
+"""Below it float32 tells answers apart no more: 120 dB."""
+
 
 def disagreement(
     answers: Sequence[Float[Tensor, "images ..."]],
@@ -46,9 +49,26 @@ def feature_disagreement(features: Sequence[Tensor], wanted: Sequence[Tensor]) -
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
+def image_sqnr(
+    answers: Sequence[Float[Tensor, "images ..."]], wanted: Sequence[Float[Tensor, "images ..."]]
+) -> Float[Tensor, " images"]:
+    """How far each image's answer stands above its own error, the mean of its parts', in dB."""
+    pairs = zip(answers, wanted, strict=True)
+    errors = torch.stack([_squared_errors(x, y) / _variance(y) for x, y in pairs]).mean(dim=0)
+    return -10 * errors.clamp(min=_LEAST_ERROR).log10()
+
+
 def relative_error(x: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Mean squared error over the variance of what is wanted."""
-    return (x - wanted).square().mean() / wanted.var().clamp(min=torch.finfo(wanted.dtype).tiny)
+    return (x - wanted).square().mean() / _variance(wanted)
+
+
+def _squared_errors(x: Float[Tensor, "images ..."], wanted: Float[Tensor, "images ..."]) -> Float[Tensor, " images"]:
+    return (x - wanted).square().flatten(1).mean(dim=1)
+
+
+def _variance(wanted: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    return wanted.var().clamp(min=torch.finfo(wanted.dtype).tiny)
 
 
 def _tells_classes(answer: Tensor, task: TaskName) -> bool:

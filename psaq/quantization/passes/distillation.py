@@ -20,7 +20,7 @@ from psaq.models.answers import Answering
 from psaq.models.features import PatchFeatureRecorder
 from psaq.progress import progress_bar
 from psaq.quantization.model.walk import blocks
-from psaq.quantization.passes.disagreement import disagreement, feature_disagreement
+from psaq.quantization.passes.disagreement import disagreement, feature_disagreement, image_sqnr
 from psaq.quantization.passes.training import Rates, trained
 
 Images = Float[Tensor, "images channels height width"]
@@ -98,12 +98,19 @@ def teach(
     return torch.stack(losses).tolist() if losses else []
 
 
-@torch.no_grad()
 def answer_error(student: nn.Module, teacher: nn.Module, images: Images, lesson: Lesson) -> float:
     """The disagreement of two models' answers, its mean over the images."""
+    return answers_apart(student, teacher, images, lesson)[0]
+
+
+@torch.no_grad()
+def answers_apart(student: nn.Module, teacher: nn.Module, images: Images, lesson: Lesson) -> tuple[float, float]:
+    """The disagreement of two models' answers, its mean over the images; and the mean of the images' own signal to
+    noise in dB, in which no few images on which the two differ outweigh all others."""
     answers = _Answers(student, teacher, lesson)
-    losses = [answers.disagreement(part) * len(part) for part in images.split(lesson.images)]
-    return float(torch.stack(losses).sum()) / len(images)
+    pairs = [answers.of(part) for part in images.split(lesson.images)]
+    losses = torch.stack([answers.disagreement(*pair) * len(pair[0][0]) for pair in pairs])
+    return float(losses.sum()) / len(images), float(torch.cat([image_sqnr(*pair) for pair in pairs]).mean())
 
 
 class _Answers:
@@ -112,10 +119,13 @@ class _Answers:
     def __init__(self, student: nn.Module, teacher: nn.Module, lesson: Lesson):
         self.student, self.teacher, self.lesson = Answering(student), Answering(teacher), lesson
 
-    def disagreement(self, images: Images) -> Float[Tensor, ""]:
+    def of(self, images: Images) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's, and its teacher's, in parts."""
         with torch.no_grad():
             wanted = self.teacher.with_parts(images)[1]
-        answers = self.student.with_parts(images)[1]
+        return self.student.with_parts(images)[1], wanted
+
+    def disagreement(self, answers: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:
         task = self.lesson.task or ("classification" if self.student.has_classes else "features")
         return disagreement(answers, wanted, task, self.lesson.measure)
 
@@ -142,7 +152,7 @@ class _Pair:
 
     def loss(self, images: Images) -> Float[Tensor, ""]:
         """Answers', blocks' and attention's disagreement, weighed."""
-        loss = self.answers.disagreement(images)
+        loss = self.answers.disagreement(*self.answers.of(images))
         if self.lesson.block_weight:
             features, wanted = (emitted.take() for emitted in self.emitted)
             loss = loss + self.lesson.block_weight * feature_disagreement(features, wanted)

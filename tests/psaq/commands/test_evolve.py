@@ -27,7 +27,7 @@ def test_the_folder_tells_what_came_of_every_round(vit, tmp_path, capsys):
     captured, folder = capsys.readouterr(), tmp_path / "run"
     said = captured.out
     (last,) = [line for line in captured.err.splitlines() if line.startswith("psaq: round 2:")]
-    assert all(word in last for word in ("disagreement", "agreement", "new images' loss", "student's loss"))
+    assert all(word in last for word in (" dB", "disagreement", "agreement", "new images' loss", "student's loss"))
     qmodel, images = psaq.evolve(vit, psaq.Recipe.paper(4, 6), QUICK)
     stored = psaq.load(folder / "model.safetensors", vit)
     assert torch.equal(stored(images.images), qmodel(images.images))

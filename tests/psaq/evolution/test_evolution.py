@@ -34,8 +34,8 @@ def test_the_best_round_is_what_comes_back(vit):
     qmodel, images = evolve(vit, RECIPE, QUICK)
     rounds = images.provenance["rounds"]
     assert [each["number"] for each in rounds] == [0, 1, 2]
-    apart = [each["disagreement"] for each in rounds]
-    assert images.provenance["best_round"] == apart.index(min(apart))
+    sqnr = [each["image_sqnr"] for each in rounds]
+    assert images.provenance["best_round"] == sqnr.index(max(sqnr))
     assert len(images) == 4 * 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
     assert not any(module._forward_hooks for module in vit.modules())
@@ -180,9 +180,16 @@ def test_what_cannot_be_is_refused_by_name(options, message):
         EvolutionConfig(**options)
 
 
+@pytest.mark.parametrize(("bits", "rate"), [(4, 0.01), (8, 0.000625)])
+def test_a_range_moves_by_a_part_of_its_own_level(vit, bits, rate):
+    """Of 256 levels a hundredth of the range would be two and a half."""
+    lesson = Evolution(vit, psaq.Recipe.accurate(4, bits), QUICK).lesson
+    assert lesson.rates.ranges == pytest.approx(rate)
+
+
 def test_the_cost_counts_every_turn():
-    passes = EvolutionConfig(num_images=10, kept_aside=5, image_steps=4, steps=6, batch_size=3).passes(2)
-    assert passes == {"start": 60.0, "images": 160.0, "student": 48.0, "judging": 20.0}
+    passes = EvolutionConfig(num_images=10, kept_aside=5, image_steps=4, steps=6, batch_size=3).passes(2, examined=25)
+    assert passes == {"start": 60.0, "images": 160.0, "student": 48.0, "judging": 60.0}
 
 
 def test_a_damaged_state_is_refused_by_name(vit, tmp_path):

@@ -13,7 +13,7 @@ STUDENT = {"weight": torch.ones(2, 2), "scale": torch.ones(2)}
 
 @pytest.fixture
 def path(tmp_path):
-    rounds = [Round(0, 0.5, 90.0, 12.0), Round(1, 0.4, 91.0, float("inf"), -3.0, 2.0, 0.1, 5.0)]
+    rounds = [Round(0, 12.0, 0.5, 90.0), Round(1, float("inf"), 0.4, None, -3.0, 2.0, 0.1, 5.0)]
     strip = [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)]
     State(torch.rand(2, 3, 4, 4), STUDENT, STUDENT, strip, rounds, planned=3).save(tmp_path / "state", IDENTITY)
     return tmp_path / "state"
@@ -69,7 +69,7 @@ def test_words_that_cannot_be_are_refused(path, change):
         load_state(path, IDENTITY, STUDENT)
 
 
-@pytest.mark.parametrize(("name", "value"), [("number", 5), ("disagreement", "low"), ("agreement", [1.0])])
+@pytest.mark.parametrize(("name", "value"), [("number", 5), ("image_sqnr", "low"), ("agreement", [1.0])])
 def test_rounds_that_cannot_be_are_refused(path, name, value):
     tensors, header = load_tensors(path, KIND)
     header["rounds"][1][name] = value
