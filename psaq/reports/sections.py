@@ -40,7 +40,7 @@ ASKED = (
 """The options that tell one run of a command from another at a glance."""
 ROUNDS = "rounds.csv"
 ROUND_FIGURES = {
-    "image_sqnr": "signal to noise, images kept aside (dB)",
+    "image_sqnr": "SQNR, images kept aside (dB)",
     "disagreement": "disagreement on these",
     "agreement": "agreement on these (%)",
     "student_loss": "student's loss",
