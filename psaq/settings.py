@@ -30,7 +30,8 @@ def difference(recorded: Any, now: Any) -> str:
     """
     before, after, earlier = dict(_settings(recorded)), dict(_settings(as_json(now))), dict(_earlier(now))
     agreeing = {name for name, values in earlier.items() if name not in before or before[name] in values}
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in agreeing]
+    other = [name for name in {**before, **after} if name not in before or before[name] != after.get(name)]
+    names = [name for name in other if name not in agreeing]
     return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:_NAMED])
 
 

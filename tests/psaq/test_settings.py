@@ -23,7 +23,7 @@ class _Synthesis:
 @dataclass(frozen=True)
 class _Run:
     model: str
-    out: Path = Path("runs")
+    out: Path | None = Path("runs")
     synthesis: _Synthesis = field(default_factory=_Synthesis)
 
 
@@ -70,6 +70,10 @@ def test_the_default_of_an_earlier_version_agrees_with_todays():
 
 def test_an_option_that_there_is_no_more_is_named():
     assert difference({**as_json(_Run("a")), "gone": 3}, _Run("a")) == "gone 3, not None"
+
+
+def test_none_that_was_chosen_is_no_default():
+    assert difference({"model": "a"}, _Run("a", out=None)) == "out None, not None"
 
 
 def test_an_option_without_default_is_named_where_the_record_lacks_it():

@@ -107,10 +107,12 @@ def answer_error(student: nn.Module, teacher: nn.Module, images: Images, lesson:
 def answers_apart(student: nn.Module, teacher: nn.Module, images: Images, lesson: Lesson) -> tuple[float, float]:
     """The disagreement of two models' answers, its mean over the images; and the mean of the images' own signal to
     noise in dB, in which no few images on which the two differ outweigh all others."""
-    answers = _Answers(student, teacher, lesson)
-    pairs = [answers.of(part) for part in images.split(lesson.images)]
-    losses = torch.stack([answers.disagreement(*pair) * len(pair[0][0]) for pair in pairs])
-    return float(losses.sum()) / len(images), float(torch.cat([image_sqnr(*pair) for pair in pairs]).mean())
+    answers, losses, decibels = _Answers(student, teacher, lesson), [], []
+    for part in images.split(lesson.images):  # one after the other: the maps of all images may not fit
+        pair = answers.of(part)
+        losses.append(answers.disagreement(*pair) * len(part))
+        decibels.append(image_sqnr(*pair))
+    return float(torch.stack(losses).sum()) / len(images), float(torch.cat(decibels).mean())
 
 
 class _Answers:
