@@ -131,11 +131,10 @@ class Bench:
         recipe = Recipe.accurate(*parse_precision(precision))
         images_of = "synthesised" if real is None else "real"
         start = SharedStart.find(options.runs / "starts", self.model, recipe, config, images_of)
-        start.lend(folder)
-        started = time.perf_counter()
-        qmodel, images = evolve(self.model, recipe, config, images=real, folder=folder, progress=True)
-        seconds = round(time.perf_counter() - started, 1)
-        start.keep(folder)
+        with start.shared_with(folder):
+            started = time.perf_counter()
+            qmodel, images = evolve(self.model, recipe, config, images=real, folder=folder, progress=True)
+            seconds = round(time.perf_counter() - started, 1)
         after, before = self._evaluated(qmodel), self._of_start(start.student)
         assert after.reference is not None
         rounds = images.provenance["rounds"]

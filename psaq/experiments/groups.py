@@ -16,6 +16,7 @@ from psaq.digests import json_digest
 from psaq.errors import PsaqError
 from psaq.evolution import EvolutionConfig, evolve
 from psaq.experiments.rows import read_rows, write_rows
+from psaq.experiments.starts import SharedStart
 from psaq.images.imagenet import imagenet
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.models.zoo import load_model
@@ -26,16 +27,25 @@ from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.settings import as_json
 from psaq.tasks.classification import collect_logits, compare
 
-Method = Callable[[nn.Module, SyntheticImages, Recipe], nn.Module]
+Method = Callable[[nn.Module, SyntheticImages, Recipe, Path], nn.Module]
 
 EVOLUTION = EvolutionConfig(rounds=1)
-METHODS: Mapping[str, Method] = {
-    "quantize": lambda model, images, recipe: quantize(model, images, recipe, progress=True),
-    "evolve": lambda model, _, recipe: evolve(model, recipe, EVOLUTION, progress=True)[0],
-}
-"""Name → what makes a quantised model of a model, images and a recipe; `evolve` makes images of its own."""
 WHOLE = 0
 """In place of a group: one scale for all inputs of an output channel."""
+
+
+def _quantized(model: nn.Module, images: SyntheticImages, recipe: Recipe, _: Path) -> nn.Module:
+    return quantize(model, images, recipe, progress=True)
+
+
+def _evolved(model: nn.Module, _: SyntheticImages, recipe: Recipe, folder: Path) -> nn.Module:
+    with SharedStart.find(folder.parent / "starts", model, recipe, EVOLUTION, "synthesised").shared_with(folder):
+        return evolve(model, recipe, EVOLUTION, folder=folder, progress=True)[0]
+
+
+METHODS: Mapping[str, Method] = {"quantize": _quantized, "evolve": _evolved}
+"""Name → what makes a quantised model of a model, images, a recipe and a folder to go on in; `evolve` makes images of
+its own, once for all recipes."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Groups:
     """Inputs to a group; 0 for one scale an output channel."""
     methods: tuple[str, ...] = tuple(METHODS)
     """How models are quantised."""
+    runs: Path = Path("runs/groups")
+    """Where evolutions under way are kept."""
     out: Path = Path(__file__).parent / "results" / "groups.csv"
     """The table; rows that are there already are kept, unless the recipe has changed."""
 
@@ -110,7 +122,7 @@ class Groups:
         reference, labels = collect_logits(model, dataset, batch_size=50, progress=True, description="FP")
         full = compare(reference, labels)
         for cell in self._missing(rows):
-            qmodel = METHODS[cell.method](model, images, cell.recipe)
+            qmodel = METHODS[cell.method](model, images, cell.recipe, self.runs / cell.digest)
             logits, _ = collect_logits(qmodel, dataset, batch_size=50, progress=True, description=str(cell))
             report = compare(logits, labels, reference)
             assert report.agreement is not None

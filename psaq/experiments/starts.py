@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,13 +36,13 @@ class SharedStart:
         taught = replace(recipe, reconstruction_steps=config.reconstruction_steps)
         return cls(images, images / f"{taught.digest}-{learns_from}.safetensors")
 
-    def lend(self, evolution: Path) -> None:
-        """Put into an evolution's folder what there is, so that it is not made again."""
+    @contextmanager
+    def shared_with(self, evolution: Path) -> Iterator[None]:
+        """Inside the block an evolution's folder has what there is of it, so that it is not made again; what the
+        evolution has made of it is kept afterwards."""
         for shared, own in self._parts(evolution):
             _copy(shared, own)
-
-    def keep(self, evolution: Path) -> None:
-        """Take what an evolution has made."""
+        yield
         for shared, own in self._parts(evolution):
             _copy(own, shared)
 

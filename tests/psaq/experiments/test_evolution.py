@@ -65,11 +65,11 @@ def test_variants_that_begin_alike_share_a_start_and_others_do_not(options):
 def test_an_evolution_from_a_shared_start_is_the_one_that_made_its_own(vit, tmp_path):
     config = EvolutionConfig(rounds=1, **QUICK)
     start = SharedStart.find(tmp_path / "starts", vit, RECIPE, config, "synthesised")
-    start.lend(tmp_path / "first")  # there is nothing yet
-    alone, _ = evolve(vit, RECIPE, config, folder=tmp_path / "first")
-    start.keep(tmp_path / "first")
-    start.lend(tmp_path / "second")
-    assert same(evolve(vit, RECIPE, config, folder=tmp_path / "second")[0], alone)
+    with start.shared_with(tmp_path / "first"):  # there is nothing yet
+        alone, _ = evolve(vit, RECIPE, config, folder=tmp_path / "first")
+    with start.shared_with(tmp_path / "second"):
+        assert start.student.read_bytes() == (tmp_path / "second" / STUDENT).read_bytes()
+        assert same(evolve(vit, RECIPE, config, folder=tmp_path / "second")[0], alone)
 
 
 @pytest.mark.parametrize(

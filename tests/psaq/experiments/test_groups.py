@@ -17,10 +17,12 @@ from psaq.quantization.recipes import Recipe
 
 
 @pytest.fixture
-def options(vit, folders, monkeypatch):
+def options(vit, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(groups, "load_model", lambda *_: vit)
     places = (folders / "unused", folders / "val", folders / "run")
-    return Groups(*places, precisions=("W3A8",), groups=(0, 32), methods=("quantize",), out=folders / "groups.csv")
+    return Groups(
+        *places, precisions=("W3A8",), groups=(0, 32), methods=("quantize",), runs=tmp_path, out=folders / "groups.csv"
+    )
 
 
 def test_a_cell_is_measured_as_evaluate_does_and_once(options, vit, monkeypatch):
@@ -57,6 +59,15 @@ def test_evolve_is_a_method_beside_quantize(options, vit, monkeypatch):
     assert (evolved.method, evolved.top1, evolved.agreement) == ("evolve", expected.top1, expected.agreement)
     monkeypatch.setattr(groups, "EVOLUTION", replace(quick, steps=2))
     assert evolved.cell.digest != evolved.recipe  # so that it is measured again
+
+
+def test_evolutions_of_several_recipes_share_their_images(options, monkeypatch):
+    monkeypatch.setattr(
+        groups, "EVOLUTION", EvolutionConfig(rounds=1, num_images=4, image_steps=2, kept_aside=4, steps=3)
+    )
+    replace(options, methods=("evolve",)).run()
+    (images,) = (options.runs / "starts").iterdir()
+    assert len(list(images.glob("*.safetensors"))) == 2  # a student each
 
 
 def test_an_unknown_method_is_named(options):
