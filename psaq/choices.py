@@ -8,6 +8,9 @@ TaskName = Literal["classification", "segmentation", "detection", "features"]
 Measure = Literal["divergence", "distance"]
 """Of disagreement: the divergence of what is told apart and relative squared errors, or V2's mean distance."""
 
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of a model's forward and backward pass; auto is bfloat16 on a GPU, float32 on a CPU."""
+
 Heads = Literal["mean", "separate"]
 """Heads averaged into one feature per patch (the authors' way), or kept apart."""
 

@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from psaq.choices import Measure, TaskName
+from psaq.choices import Measure, Precision, TaskName
 from psaq.errors import PsaqError
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.config import Start
 
 _AT_LEAST_ONE = ("rounds", "num_images", "image_steps", "pool", "kept_aside", "steps", "batch_size")
+_CHOICES = (("measure", Measure), ("task", TaskName | None), ("start", Start | None), ("arithmetic", Precision))
 _WEIGHTS = (
     "entropy_weight",
     "disagreement_weight",
@@ -79,6 +80,8 @@ class EvolutionConfig:
     """Student: the same of an activation's step or range, as the part of a level by which its far end moves."""
     reconstruction_steps: int = 0
     """Student: steps for which each block is trained by itself before the first round."""
+    arithmetic: Precision = "auto"
+    """Of the forward and backward passes of both turns; auto is bfloat16 on a GPU, float32 on a CPU."""
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -89,7 +92,7 @@ class EvolutionConfig:
         _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
         _require(classes is None or _is_weight(classes), "class_weight", classes, "a finite number, at least 0")
         _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
-        for name, choices in (("measure", Measure), ("task", TaskName | None), ("start", Start | None)):
+        for name, choices in _CHOICES:
             _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")
 
     @classmethod
@@ -122,6 +125,7 @@ class EvolutionConfig:
             steps=self.image_steps,
             class_weight=self.class_weight,
             smoothness_weight=self.smoothness_weight,
+            precision=self.arithmetic,
         )
 
     def passes(self, rounds: int, examined: int, makes_images: bool = True) -> dict[str, float]:

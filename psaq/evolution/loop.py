@@ -282,7 +282,15 @@ class Evolution:
 
 def _lesson(task: TaskName, config: EvolutionConfig, bits: int) -> Lesson:
     rates = Rates(config.weight_rate, config.float_rate, config.range_rate / 2**bits)
-    return Lesson(task, config.measure, config.block_weight, config.attention_weight, rates, config.batch_size)
+    return Lesson(
+        task=task,
+        measure=config.measure,
+        block_weight=config.block_weight,
+        attention_weight=config.attention_weight,
+        rates=rates,
+        images=config.batch_size,
+        precision=config.arithmetic,
+    )
 
 
 def _without_time(verdict: Round) -> dict[str, Any]:

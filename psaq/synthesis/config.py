@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from psaq.choices import Grid, Heads
+from psaq.choices import Grid, Heads, Precision
 from psaq.errors import PsaqError
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Setting = Literal["sound", "reference"]
 Start = Literal["leaves", "natural", "white", "grey"]
 Preset = Literal["default", "paper", "faithful", "pictures"]

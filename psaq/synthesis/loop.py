@@ -26,6 +26,7 @@ from psaq.models.data import network_data
 from psaq.models.features import PatchFeatureRecorder, example_image, record_patch_features
 from psaq.models.fingerprint import fingerprint
 from psaq.models.image_format import fitted, renormalised
+from psaq.models.precision import autocast
 from psaq.models.wrappers import unwrapped
 from psaq.models.zoo import DataConfig, classes_or_none, data_config, model_source
 from psaq.progress import count_as_done, note, progress_bar
@@ -216,7 +217,7 @@ class Synthesis:
         config = self.config
         jittered = self._jitter(batch.pixels, index, batch.step)
         shown = renormalised(self._noisy(jittered, index, batch.step), self.data, self.taken).to(self.dtype)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bfloat16()):
+        with autocast(self.device, self.config.precision):
             output = run(recorder.model, shown)
             further = None if self.aim.further_loss is None else self.aim.further_loss(shown, output)
         entropy = patch_similarity_entropy(recorder.features, config.bandwidth, config.grid).mean(dim=1).sum()
@@ -282,10 +283,6 @@ class Synthesis:
             for values in (mean, std)
         )
         return -mean / std, (1 - mean) / std
-
-    def _uses_bfloat16(self) -> bool:
-        automatic = self.config.precision == "auto" and self.device.type != "cpu"
-        return automatic or self.config.precision == "bfloat16"
 
     def _film(self, batch: BatchState) -> None:
         """Keep the images as they look now, if this is one of the moments to keep."""

@@ -28,7 +28,7 @@ def disagreement(
     By divergence it is the mean of the parts' relative squared errors, and of classes, an image's or each pixel's, the
     Kullback–Leibler divergence in nats beside it; by distance the mean absolute difference of all numbers.
     """
-    pairs = list(zip(answers, wanted, strict=True))
+    pairs = [(_in_full(one), _in_full(other)) for one, other in zip(answers, wanted, strict=True)]
     if measure == "distance":
         return torch.cat([(one - other).abs().flatten() for one, other in pairs]).mean()
     error = torch.stack([relative_error(*pair) for pair in pairs]).mean()
@@ -45,7 +45,8 @@ def divergence(
 
 def feature_disagreement(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Float[Tensor, ""]:
     """The layers' relative squared errors, their mean; zero of no layers."""
-    errors = [relative_error(*pair) for pair in zip(features, wanted, strict=True)]
+    pairs = [(_in_full(one), _in_full(other)) for one, other in zip(features, wanted, strict=True)]
+    errors = [relative_error(*pair) for pair in pairs]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
@@ -65,6 +66,11 @@ def relative_error(x: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Flo
 
 def _squared_errors(x: Float[Tensor, "images ..."], wanted: Float[Tensor, "images ..."]) -> Float[Tensor, " images"]:
     return (x - wanted).square().flatten(1).mean(dim=1)
+
+
+def _in_full(answer: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """In half precision, as autocast leaves answers, squares of small errors would be lost."""
+    return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
 
 def _variance(wanted: Float[Tensor, "..."]) -> Float[Tensor, ""]:

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psaq.choices import Measure, TaskName
+from psaq.choices import Measure, Precision, TaskName
 from psaq.models.answers import Answering
 from psaq.models.features import PatchFeatureRecorder
+from psaq.models.precision import autocast
 from psaq.progress import progress_bar
 from psaq.quantization.model.walk import blocks
 from psaq.quantization.passes.disagreement import disagreement, feature_disagreement, image_sqnr
@@ -47,6 +48,8 @@ class Lesson:
     """Per step."""
     seed: int = 0
     """Which images come when, and how they are moved."""
+    precision: Precision = "float32"
+    """Of what student and teacher multiply; losses are taken in float32."""
 
 
 def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool = False) -> None:
@@ -154,7 +157,9 @@ class _Pair:
 
     def loss(self, images: Images) -> Float[Tensor, ""]:
         """Answers', blocks' and attention's disagreement, weighed."""
-        loss = self.answers.disagreement(*self.answers.of(images))
+        with autocast(images.device, self.lesson.precision):
+            answers = self.answers.of(images)
+        loss = self.answers.disagreement(*answers)
         if self.lesson.block_weight:
             features, wanted = (emitted.take() for emitted in self.emitted)
             loss = loss + self.lesson.block_weight * feature_disagreement(features, wanted)

@@ -173,11 +173,17 @@ def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
         ({"task": "captions"}, "captions"),
         ({"start": "leafs"}, "start 'leafs': must be one of leaves, natural, white, grey"),
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
+        ({"arithmetic": "float16"}, "arithmetic 'float16': must be one of auto, float32, bfloat16"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(options, message):
     with pytest.raises(PsaqError, match=message):
         EvolutionConfig(**options)
+
+
+def test_both_turns_multiply_as_they_are_told_to(vit):
+    told = replace(QUICK, arithmetic="bfloat16")
+    assert Evolution(vit, RECIPE, told).lesson.precision == told.synthesis.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(("bits", "rate"), [(4, 0.01), (8, 0.000625)])

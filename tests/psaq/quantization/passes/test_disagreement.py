@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psaq.quantization.passes.disagreement import image_sqnr
+from psaq.quantization.passes.disagreement import disagreement, feature_disagreement, image_sqnr
 
 
 def _answers(seed, *shape):
@@ -39,3 +39,12 @@ def test_parts_of_other_scales_count_alike():
 def test_the_same_answers_are_told_apart_by_nothing():
     wanted = _answers(5, 2, 3)
     assert image_sqnr([wanted], [wanted]).tolist() == [120, 120]
+
+
+@pytest.mark.parametrize("measure", ["divergence", "distance"])
+def test_answers_in_bfloat16_are_compared_in_float32(measure):
+    one, other = (_answers(seed, 4, 7).bfloat16() for seed in (6, 7))
+    found = disagreement([one], [other], "classification", measure)
+    assert found.dtype == torch.float32
+    assert found == disagreement([one.float()], [other.float()], "classification", measure)
+    assert feature_disagreement([one], [other]) == feature_disagreement([one.float()], [other.float()])

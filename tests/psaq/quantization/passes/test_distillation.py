@@ -96,6 +96,24 @@ def test_weights_stay_where_they_are_told_to(vit, rate):
     assert not torch.equal(qmodel.blocks[0].norm1.bias, before.blocks[0].norm1.bias)
 
 
+def test_in_bfloat16_products_are_rounded_and_losses_and_numbers_are_not(vit):
+    images = torch.randn(4, 3, 32, 32)
+    qmodel = quantize(vit, images, RECIPE)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        both, rounded = (copy.deepcopy(qmodel), copy.deepcopy(vit)), []
+        for model in both:
+            model.head.register_forward_hook(
+                lambda *_, rounded=rounded: rounded.append(torch.is_autocast_enabled("cpu"))
+            )
+        losses[precision] = teach(*both, images, 4, Lesson(precision=precision))
+        assert rounded[-2:] == [precision == "bfloat16"] * 2
+        assert {tensor.dtype for tensor in both[0].parameters()} == {torch.float32}
+    # a rounding to 8 bits tips some of the levels of 4 bits into their neighbours
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.2)
+    assert losses["bfloat16"] != losses["float32"]
+
+
 def test_the_reference_is_left_as_it_was(vit):
     before = copy.deepcopy(vit.state_dict())
     quantize(vit, torch.randn(4, 3, 32, 32), Recipe.accurate(3, 4, distillation_steps=3))
