@@ -40,7 +40,7 @@ class EvolutionConfig:
     task: TaskName | None = None
     """What the models answer with, and so how far two answers are apart; found from the model where it is not told."""
     seed: int = 0
-    """Everything that is drawn follows from it."""
+    """All images follow from it; which of them the student is shown when is the same for every seed."""
     num_images: int = 32
     """Images to start from, and new ones every round."""
     image_steps: int = 25

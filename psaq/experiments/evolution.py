@@ -23,7 +23,7 @@ from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.tables.labelled import ImageSource
 from psaq.tasks.classification import Report
 
-REAL_IMAGES = 64
+REAL, REAL_IMAGES = "real images", 64
 VARIANTS: dict[str, dict[str, Any]] = {
     "evolved": {},
     "entropy off": {"entropy_weight": 0.0},
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ranges slow": {"range_rate": 0.016},
     "reconstruction first": {"reconstruction_steps": 50},
     "paper": vars(EvolutionConfig.paper()),
-    "real images": {},
+    REAL: {},
 }
 """What differs from the default, by name; the last learns from real images alone."""
 
@@ -108,7 +108,11 @@ class Ablation:
     def _cells(self) -> Iterator[tuple[str, str, int]]:
         for seed in self.seeds:
             for precision in self.precisions:
-                yield from ((variant, precision, seed) for variant in self.variants)
+                yield from ((variant, precision, seed) for variant in self._variants(seed))
+
+    def _variants(self, seed: int) -> list[str]:
+        """With real images a further seed changes nothing but what is kept aside."""
+        return [variant for variant in self.variants if variant != REAL or seed == self.seeds[0]]
 
 
 class Bench:
@@ -126,7 +130,7 @@ class Bench:
     def measure(self, variant: str, precision: str, seed: int) -> Result:
         options, name = self.options, self.options.model
         config = EvolutionConfig(**{**VARIANTS[variant], "rounds": 1, "minutes": options.minutes, "seed": seed})
-        real = self.source.real(name, self.model, REAL_IMAGES) if variant == "real images" else None
+        real = self.source.real(name, self.model, REAL_IMAGES) if variant == REAL else None
         folder = options.runs / f"{name}-{variant.replace(' ', '-')}-{precision}-seed{seed}"
         recipe = Recipe.accurate(*parse_precision(precision))
         images_of = "synthesised" if real is None else "real"

@@ -7,6 +7,7 @@ import torch
 
 from psaq.evaluation import evaluate
 from psaq.evolution import EvolutionConfig, evolve
+from psaq.evolution.loop import Evolution
 from psaq.experiments import evolution
 from psaq.experiments.evolution import VARIANTS, Ablation, Result
 from psaq.experiments.rows import read_rows
@@ -60,6 +61,17 @@ def test_variants_that_begin_alike_share_a_start_and_others_do_not(options):
     for variant in ("evolved", "entropy-off"):
         student = options.runs / f"micro_vit-{variant}-W4A4-seed0" / STUDENT
         assert student.read_bytes() in {file.read_bytes() for file in (options.runs / "starts").glob("*/*.safetensors")}
+
+
+def test_real_images_are_learned_from_once_since_a_further_seed_teaches_the_same(options, vit):
+    both = replace(options, variants=("evolved", "real images"), seeds=(0, 1))
+    assert [cell for cell in both._cells() if cell[0] == "real images"] == [("real images", "W4A4", 0)]
+    pictures, students = torch.stack([image for image, _ in SCENES]), []
+    for seed in (0, 1):
+        run = Evolution(vit, RECIPE, EvolutionConfig(rounds=1, seed=seed, **QUICK), pictures)
+        run.run()
+        students.append(run.state.student)
+    assert all(torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
 
 
 def test_an_evolution_from_a_shared_start_is_the_one_that_made_its_own(vit, tmp_path):
