@@ -28,7 +28,7 @@ def disagreement(
     By divergence it is the mean of the parts' relative squared errors, and of classes, an image's or each pixel's, the
     Kullback–Leibler divergence in nats beside it; by distance the mean absolute difference of all numbers.
     """
-    pairs = [(_in_full(one), _in_full(other)) for one, other in zip(answers, wanted, strict=True)]
+    pairs = _pairs(answers, wanted)
     if measure == "distance":
         return torch.cat([(one - other).abs().flatten() for one, other in pairs]).mean()
     error = torch.stack([relative_error(*pair) for pair in pairs]).mean()
@@ -45,8 +45,7 @@ def divergence(
 
 def feature_disagreement(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Float[Tensor, ""]:
     """The layers' relative squared errors, their mean; zero of no layers."""
-    pairs = [(_in_full(one), _in_full(other)) for one, other in zip(features, wanted, strict=True)]
-    errors = [relative_error(*pair) for pair in pairs]
+    errors = [relative_error(*pair) for pair in _pairs(features, wanted)]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
@@ -68,8 +67,12 @@ def _squared_errors(x: Float[Tensor, "images ..."], wanted: Float[Tensor, "image
     return (x - wanted).square().flatten(1).mean(dim=1)
 
 
-def _in_full(answer: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """In half precision, as autocast leaves answers, squares of small errors would be lost."""
+def _pairs(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """In float32 at least: in half precision, as autocast leaves answers, squares of small errors would be lost."""
+    return [(_in_full(one), _in_full(other)) for one, other in zip(ones, others, strict=True)]
+
+
+def _in_full(answer: Tensor) -> Tensor:
     return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
 
