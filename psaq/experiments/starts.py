@@ -38,8 +38,8 @@ class SharedStart:
 
     @contextmanager
     def shared_with(self, evolution: Path) -> Iterator[None]:
-        """Inside the block an evolution's folder has what there is of it, so that it is not made again; what the
-        evolution has made of it is kept afterwards."""
+        """Inside the block an evolution's folder holds the parts of the start that are there already; those that it
+        had to make are kept afterwards."""
         for shared, own in self._parts(evolution):
             _copy(shared, own)
         yield

@@ -53,8 +53,7 @@ def image_sqnr(
     answers: Sequence[Float[Tensor, "images ..."]], wanted: Sequence[Float[Tensor, "images ..."]]
 ) -> Float[Tensor, " images"]:
     """How far each image's answer stands above its own error, the mean of its parts', in dB."""
-    pairs = zip(answers, wanted, strict=True)
-    errors = torch.stack([_squared_errors(x, y) / _variance(y) for x, y in pairs]).mean(dim=0)
+    errors = torch.stack([_squared_errors(x, y) / _variance(y) for x, y in _pairs(answers, wanted)]).mean(dim=0)
     return -10 * errors.clamp(min=_LEAST_ERROR).log10()
 
 

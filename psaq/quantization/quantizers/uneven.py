@@ -144,12 +144,13 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, values, step, top, inside = ctx.saved_tensors
-        through = gradients[0] * inside
+        gradient = gradients[0].to(values.dtype)  # a slope is the small difference of two products
+        through = gradient * inside
         if not ctx.needs_input_grad[2]:
-            return through, None, None, None, None
-        slopes = gradients[0] * values - through * x
+            return through.to(x.dtype), None, None, None, None
+        slopes = gradient * values - through * x
         below = slopes.masked_fill(x >= 0, 0).sum()
-        return through, None, below / step, (slopes.sum() - below) / top, None
+        return through.to(x.dtype), None, below / step, (slopes.sum() - below) / top, None
 
 
 def log_quantizer(

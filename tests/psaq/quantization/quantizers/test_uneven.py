@@ -180,3 +180,20 @@ def test_they_show_what_they_do():
     log, split = quantizers(4)
     assert "log4, levels_per_octave=2.5, top=0.9" in repr(log)
     assert "split4, 4 steps of 0.0425 below zero, squares up to 6" in repr(split)
+
+
+@pytest.mark.parametrize("curve", [1, 2])
+def test_ranges_learn_from_numbers_in_bfloat16_as_from_the_same_in_float32(curve):
+    """At 8 bits x̂ − x is about as small as what a product in bfloat16 is rounded by."""
+    draw = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(2, 500, generator=draw).bfloat16()
+    slopes = []
+    for kind in (torch.bfloat16, torch.float32):
+        quantizer = split_quantizer(number(-0.17), number(4.0), 8, curve)
+        for parameter in quantizer.trainable():
+            parameter.requires_grad_()
+        given = x.to(kind).clone().requires_grad_()
+        quantizer(given).backward(gradient.to(kind))
+        assert given.grad.dtype == kind
+        slopes.append(torch.stack([parameter.grad for parameter in quantizer.trainable()]))
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=0)  # the same sums of the same numbers
