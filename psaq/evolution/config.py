@@ -1,8 +1,9 @@
 """How to evolve: rounds, the two turns of each, what is weighed against what."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from psaq.choices import Measure, Precision, TaskName
 from psaq.errors import PsaqError
@@ -11,13 +12,13 @@ from psaq.synthesis.config import Start
 
 _AT_LEAST_ONE = ("rounds", "num_images", "image_steps", "pool", "kept_aside", "steps", "batch_size")
 _CHOICES = (("measure", Measure), ("task", TaskName | None), ("start", Start | None), ("arithmetic", Precision))
+_OPTIONAL_WEIGHTS = ("class_weight", "weight_rate")
 _WEIGHTS = (
     "entropy_weight",
     "disagreement_weight",
     "smoothness_weight",
     "block_weight",
     "attention_weight",
-    "weight_rate",
     "float_rate",
     "range_rate",
 )
@@ -27,7 +28,7 @@ _WEIGHTS = (
 class EvolutionConfig:
     """Options of `psaq.evolve`. `paper` is V2 as it is described; the default takes longer turns, has images
     show classes where there are any, measures answers by divergence and relative error, has the student emit in every
-    block what its teacher emits, and moves its ranges, biases and norms, but no weight.
+    block what its teacher emits, and moves its ranges, biases and norms, and weights of 2 and 3 bits.
 
     Raises:
         PsaqError: a field that is not what its comment says, named with what it may be.
@@ -71,9 +72,9 @@ class EvolutionConfig:
     """Student: of the disagreement in what every block emits."""
     attention_weight: float = 0.0
     """Student: of the disagreement in what every head attends to (attention-wise distillation)."""
-    weight_rate: float = 0.0
+    weight_rate: float | None = None
     """Student: how far a step moves a weight at most, as part of its quantisation step; at 0 weights stay where the
-    recipe has rounded them to."""
+    recipe has rounded them to. By default 0.02 where the recipe gives them 2 or 3 bits, else 0."""
     float_rate: float = 3e-4
     """Student: the same of a bias or norm, as part of its root mean square."""
     range_rate: float = 0.16
@@ -83,14 +84,18 @@ class EvolutionConfig:
     arithmetic: Precision = "auto"
     """Of the forward and backward passes of both turns; auto is bfloat16 on a GPU, float32 on a CPU."""
 
+    earlier_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {"weight_rate": (0.0,)}
+
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
             _require(_is_whole(getattr(self, name), 1), name, getattr(self, name), "a whole number, at least 1")
         for name in _WEIGHTS:
             _require(_is_weight(getattr(self, name)), name, getattr(self, name), "a finite number, at least 0")
-        steps, minutes, classes = self.reconstruction_steps, self.minutes, self.class_weight
+        for name in _OPTIONAL_WEIGHTS:
+            value = getattr(self, name)
+            _require(value is None or _is_weight(value), name, value, "a finite number, at least 0")
+        steps, minutes = self.reconstruction_steps, self.minutes
         _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
-        _require(classes is None or _is_weight(classes), "class_weight", classes, "a finite number, at least 0")
         _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
         for name, choices in _CHOICES:
             _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")

@@ -45,6 +45,8 @@ STATE = "evolution.safetensors"
 """Parts of a run's folder."""
 STRIP_IMAGES = 6
 _BATCH = 32
+_FEW_BITS_RATE = 0.02
+"""Of weights of fewer than 4 bits, which rounding leaves far from where they were."""
 
 
 def evolve(
@@ -111,7 +113,7 @@ class Evolution:
         self.config, self.progress = config, progress
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
-        self.lesson = _lesson(self.task, config, recipe.activations)
+        self.lesson = _lesson(self.task, config, recipe)
         self.folder = None if folder is None else make_folder(Path(folder))
         if self.folder is not None:
             claim(self.folder / IDENTITY, self._identity)
@@ -280,8 +282,13 @@ class Evolution:
         }
 
 
-def _lesson(task: TaskName, config: EvolutionConfig, bits: int) -> Lesson:
-    rates = Rates(config.weight_rate, config.float_rate, config.range_rate / 2**bits)
+def _lesson(task: TaskName, config: EvolutionConfig, recipe: Recipe) -> Lesson:
+    of_weights = _FEW_BITS_RATE if recipe.weights < 4 else 0.0
+    rates = Rates(
+        weights=of_weights if config.weight_rate is None else config.weight_rate,
+        floats=config.float_rate,
+        ranges=config.range_rate / 2**recipe.activations,
+    )
     return Lesson(
         task=task,
         measure=config.measure,

@@ -173,6 +173,8 @@ def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
         ({"task": "captions"}, "captions"),
         ({"start": "leafs"}, "start 'leafs': must be one of leaves, natural, white, grey"),
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
+        ({"weight_rate": -0.1}, "weight_rate -0.1: must be a finite number"),
+        ({"class_weight": float("inf")}, "class_weight inf: must be a finite number"),
         ({"arithmetic": "float16"}, "arithmetic 'float16': must be one of auto, float32, bfloat16"),
     ],
 )
@@ -191,6 +193,14 @@ def test_a_range_moves_by_a_part_of_its_own_level(vit, bits, rate):
     """Of 256 levels a hundredth of the range would be two and a half."""
     lesson = Evolution(vit, psaq.Recipe.accurate(4, bits), QUICK).lesson
     assert lesson.rates.ranges == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("bits", "told", "rate"), [(4, None, 0), (3, None, 0.02), (2, None, 0.02), (3, 0.0, 0), (4, 0.01, 0.01)]
+)
+def test_weights_of_few_bits_move_unless_they_are_told_otherwise(vit, bits, told, rate):
+    evolution = Evolution(vit, psaq.Recipe.accurate(bits, 8), replace(QUICK, weight_rate=told))
+    assert evolution.lesson.rates.weights == rate
 
 
 def test_the_cost_counts_every_turn():
