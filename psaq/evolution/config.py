@@ -1,9 +1,8 @@
 """How to evolve: rounds, the two turns of each, what is weighed against what."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 from psaq.choices import Measure, Precision, TaskName
 from psaq.errors import PsaqError
@@ -83,8 +82,6 @@ class EvolutionConfig:
     """Student: steps for which each block is trained by itself before the first round."""
     arithmetic: Precision = "auto"
     """Of the forward and backward passes of both turns; auto is bfloat16 on a GPU, float32 on a CPU."""
-
-    earlier_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {"weight_rate": (0.0,)}
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
