@@ -1,4 +1,4 @@
-"""How fast models of 8 bits are on a CPU: psaq's in torch, onnxruntime and OpenVINO beside float, NNCF and torchao.
+"""How fast models of 8 and 4 bits are on a CPU: psaq's in torch, onnxruntime, OpenVINO beside float, NNCF and torchao.
 
 python -m psaq.experiments.cpu_speed
 
@@ -9,6 +9,7 @@ timed in turns, in one run.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,13 +26,13 @@ from psaq.program import run_command
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, Session, products, session
 from psaq.quantization.pipeline import quantize
-from psaq.quantization.recipes import Recipe
+from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import device_name, versions
 from psaq_kernels.processor import dot_products
 
 _CALIBRATION_IMAGES = 8
-_REPEATS = {1: 30, 8: 10, 32: 4}
-"""Timed rounds by images."""
+_TIMED = 80
+"""Images that all timed rounds have together, of which there are four at least."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Row:
     """A model in one form and runtime."""
 
     model: str
+    precision: str
+    """psaq's; those of others have 8 bits."""
     images: int
     """In a batch."""
     variant: str
@@ -59,37 +62,50 @@ class CpuSpeed:
 
     models: tuple[str, ...] = ("deit_tiny_patch16_224", "deit_base_patch16_224")
     """timm's names."""
+    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    images: tuple[int, ...] = (1, 8, 32)
+    """In a batch."""
     out: Path = Path(__file__).parent / "results" / "cpu_speed.csv"
     """The table; rows that are there already are kept."""
 
     @torch.no_grad()
     def run(self) -> None:
         rows = read_rows(self.out, Row)
-        for name in self.models:
-            known = {(row.model, row.processor, row.images) for row in rows}
-            missing = [count for count in _REPEATS if (name, device_name("cpu"), count) not in known]
+        for name, precision in product(self.models, self.precisions):
+            known = {(row.model, row.precision, row.processor, row.images) for row in rows}
+            missing = [n for n in self.images if (name, precision, device_name("cpu"), n) not in known]
             if missing:
                 with TemporaryDirectory() as folder:
-                    for timed in _tables(name, missing, Path(folder)):
+                    for timed in _tables(name, precision, missing, Path(folder)):
                         rows += timed
                         write_rows(self.out, rows)
                         print(*timed, sep="\n", flush=True)
 
 
-def _tables(name: str, counts: list[int], folder: Path) -> Iterator[list[Row]]:
+def _tables(name: str, precision: str, counts: list[int], folder: Path) -> Iterator[list[Row]]:
     """The rows of each batch size."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval().requires_grad_(False)
     noise = gaussian_images(model, _CALIBRATION_IMAGES)
-    linear, matmul = (quantize(model, noise, Recipe(8, 8, scope, softmax="log")) for scope in ("linear", "matmul"))
+    bits = parse_precision(precision)
+    linear, matmul = (quantize(model, noise, Recipe(*bits, scope, softmax="log")) for scope in ("linear", "matmul"))
     variants = variants_of(model, linear, torch.float32, compiled=True)
     variants |= {"bfloat16, compiled": torch.compile(variants["bfloat16"]), "torchao, compiled": _torchao(model)}  # type: ignore[dict-item]
     sessions, counted = _sessions(model, linear, matmul, noise, folder)
     machine = (device_name("cpu"), " ".join(dot_products()) or "none", _versions())
     for count in counts:
-        times = model_times(variants, sessions, model, count, _REPEATS[count])
+        times = model_times(variants, sessions, model, count, max(_TIMED // count, 4))
         yield [
-            Row(name, count, each.variant, each.milliseconds, each.speedup, counted.get(each.variant, ""), *machine)
+            Row(
+                name,
+                precision,
+                count,
+                each.variant,
+                each.milliseconds,
+                each.speedup,
+                counted.get(each.variant, ""),
+                *machine,
+            )
             for each in times
         ]
 

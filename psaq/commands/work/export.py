@@ -12,11 +12,13 @@ from psaq.images.batches import gaussian_images
 from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.zoo import fresh_model
 from psaq.quantization.checkpoint import load
-from psaq.quantization.deployment.onnx_graph import export_onnx
+from psaq.quantization.deployment.onnx_graph import EXACT_BITS, export_onnx
 from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, Images, installed
 from psaq.quantization.deployment.verdict import Verdict, check_onnx
-from psaq.quantization.model.points import live_points
+from psaq.quantization.model.points import WEIGHT, live_points
+from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer
+from psaq.quantization.recipes import Recipe
 from psaq.runs import device_name
 from psaq_kernels.processor import BYTE, dot_products, largest_exact_weight
 
@@ -54,9 +56,15 @@ def _pictures(options: Export, qmodel: nn.Module) -> Images:
 
 def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
     """What to know of a file before it is taken anywhere."""
-    if runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
+    points = live_points(qmodel)
+    weights = [point for name, point in points.items() if name.endswith(WEIGHT)]
+    has_bytes = any(isinstance(weight, AffineQuantizer) and weight.bits > EXACT_BITS for weight in weights)
+    if has_bytes and runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
         yield (f"sums overflow in {runtime} here: the file is for processors with 8-bit dot products")
-    kinds = Counter(type(point) for point in live_points(qmodel).values())
+    recipe: Recipe = qmodel.psaq_recipe  # type: ignore[assignment]
+    if recipe.scope == "all":
+        yield "sums are added in integers, and rounded once more; not with --scope matmul or linear"
+    kinds = Counter(type(point) for point in points.values())
     if runtime is not None and kinds[LogQuantizer]:
         yield f"in float, for uneven steps: {kinds[LogQuantizer]} softmax outputs and the values that they weigh"
     if runtime is not None and kinds[SplitQuantizer]:

@@ -20,6 +20,7 @@ from psaq.models.zoo import data_config
 from psaq.quantization.deployment.onnx_attention import PlainAttention
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch
 from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
+from psaq.quantization.deployment.onnx_nibbles import store_nibbles
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
 from psaq.quantization.deployment.onnx_points import UINT8_ZERO, OnnxPoint, swap_points
 from psaq.quantization.deployment.onnx_targets import TARGETS, Target
@@ -47,6 +48,8 @@ OPSET = 21
 
 _TRACED_OPSET = 20  # the newest that torch traces into; what it emits means the same in 21
 _INPUT, _OUTPUT = "images", "logits"
+EXACT_BITS = 7
+"""Two products of such weights with bytes fit into 16 bits, in which processors without VNNI sum them."""
 _VALUES = "integers"
 
 
@@ -54,16 +57,17 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
     """Write a quantised model as ONNX, opset 21, for any number of images.
 
     Weights are stored as the integers they are, followed by DequantizeLinear, in groups by its block_size; of up to 4
-    bits as int4, which the runtimes multiply in float. Every live activation point is a QuantizeLinear and a
-    DequantizeLinear; of fewer than 8 bits, behind a Clip. With scope "all" onnxruntime fuses sums into integer
+    bits as int4, which a Cast makes int8 as the file is loaded, so that they are multiplied as those of 8 bits are; in
+    groups, and for "tensorrt", as int4 that is multiplied in float. Every live activation point is a QuantizeLinear and
+    a DequantizeLinear; of fewer than 8 bits, behind a Clip. With scope "all" onnxruntime fuses sums into integer
     operators that round once more.
 
     What else is in the file depends on whom it is for:
 
-    - None: uint8 weights with 128 for zero, and all points as they are simulated. The sums are right on every
-      processor, in every runtime; OpenVINO multiplies in float32. Points with uneven steps (softmax and GELU of the
-      accurate recipe) are their formulas in float operators, and what they feed is multiplied in float: only 8 bits
-      with scope "linear" have all linear layers in integers.
+    - None: weights of 8 bits as uint8 with 128 for zero, and all points as they are simulated. The sums are right on
+      every processor, in every runtime; OpenVINO multiplies those weights in float32. Points with uneven steps (softmax
+      and GELU of the accurate recipe) are their formulas in float operators, and what they feed is multiplied in float:
+      only with scope "linear" are all linear layers in integers.
     - "onnxruntime": int8 weights; groups of up to 4 bits by its own MatMulNBits. Only for processors with VNNI, AMX or
       their like: on others onnxruntime's sums of uint8 and int8 products overflow. All linear layers and the scores of
       fused attention are multiplied in integers: GELU's uneven levels become 256 even ones over the same range,
@@ -89,7 +93,9 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
     model = copied(qmodel).cpu().float().eval()
     narrow = _swap_layers(model, TARGETS[runtime])
     stop_watching(model)
-    _write(*_traced(model, qmodel, part, narrow), Path(path))
+    graph, narrow = _traced(model, qmodel, part, narrow)
+    store_nibbles(graph.graph, narrow, TARGETS[runtime].widens_nibbles)
+    _write(graph, Path(path))
 
 
 def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None) -> None:
@@ -98,7 +104,8 @@ def export_float_onnx(qmodel: nn.Module, path: Path | str, part: str | None = No
     for name in all_points(model):
         model.set_submodule(name, Point())
     stop_watching(model)
-    _write(*_traced(model, qmodel, part, set()), Path(path))
+    graph, _ = _traced(model, qmodel, part, set())
+    _write(graph, Path(path))
 
 
 # Layers whose trace is the wanted graph --------------------------------------------------------------------------
@@ -138,7 +145,7 @@ class _OnnxWeight(nn.Module):
             self.inputs = integers.shape[self.axis]
             integers = _filled(integers, self.axis, self.group)
         self.register_buffer("scale", scale)
-        if quantizer.bits <= NIBBLE_BITS or target.int8_weights:
+        if quantizer.bits <= EXACT_BITS or target.int8_weights:
             self.register_buffer(_VALUES, integers)
             self.zero_point = None
         else:
@@ -323,6 +330,7 @@ def _traced(
     traced = OnnxPart(part_of(model, part))
     few, more = (_trace(traced, model, qmodel, count, any_number=False) for count in (FEW, MORE))
     graph = few if free_batch(few, more) else _trace(traced, model, qmodel, FEW, any_number=True)
+    next(imported for imported in graph.opset_import if not imported.domain).version = OPSET
     prefix = f"{part}." if part else ""
     return graph, {f"model.{name.removeprefix(prefix)}" for name in narrow if name.startswith(prefix)}
 
@@ -360,21 +368,10 @@ def _output_names(output: Tensor | tuple[Tensor, ...]) -> list[str]:
     return [_OUTPUT] if isinstance(output, Tensor) else [f"output{place}" for place in range(len(output))]
 
 
-def _write(graph: "onnx.ModelProto", narrow: set[str], path: Path) -> None:
+def _write(graph: "onnx.ModelProto", path: Path) -> None:
     onnx = _onnx()
-    next(imported for imported in graph.opset_import if not imported.domain).version = OPSET
-    for tensor in graph.graph.initializer:
-        if tensor.name in narrow:
-            tensor.CopyFrom(_as_int4(tensor))
     onnx.checker.check_model(graph, full_check=True)
     write_whole(path, lambda temporary: onnx.save_model(graph, temporary))
-
-
-def _as_int4(tensor: "onnx.TensorProto") -> "onnx.TensorProto":
-    """Two neighbours to a byte, the first in the low half, as ONNX has it."""
-    onnx = _onnx()
-    integers = onnx.numpy_helper.to_array(tensor).flatten()
-    return onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, tensor.dims, integers)
 
 
 def _onnx() -> Any:

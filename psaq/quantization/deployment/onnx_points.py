@@ -61,6 +61,8 @@ class OnnxPoint(nn.Module):
         return _Quantized.apply(inside - self.middle if self.middle else inside, self.scale, self.zero_point)
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if isinstance(x, nn.Parameter):  # a constant of the graph: OpenVINO refuses a Clip and a QuantizeLinear of one
+            return torch.from_numpy(self(x.detach()).numpy())
         values = self.around_zero(x)
         return values + self.middle if self.middle else values
 

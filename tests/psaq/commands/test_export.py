@@ -1,6 +1,7 @@
 """``psaq export``: the file, the check in onnxruntime, and one message for wrong input."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,15 +48,25 @@ def test_an_absent_model_is_named(tmp_path: Path) -> None:
         Export(tmp_path / "absent.safetensors", tmp_path / "model.onnx").run()
 
 
-def test_a_file_for_a_runtime_comes_with_a_word(
-    qmodel: torch.nn.Module, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("bits", "largest", "word"), [(8, 64, True), (8, 128, False), (7, 64, False)])
+def test_a_file_whose_sums_overflow_comes_with_a_word(
+    bits: int, largest: int, word: bool, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = load_model("micro_vit")
+    qmodel = quantize(model, gaussian_images(model, 4), Recipe.paper(bits, 8, scope="linear"))
     save(qmodel, tmp_path / "model.safetensors")
     monkeypatch.setattr(export_module, "installed", lambda: ["onnxruntime"])
-    for largest, word in ((64, True), (128, False)):
-        monkeypatch.setattr(export_module, "largest_exact_weight", lambda largest=largest: largest)
-        Export(tmp_path, tmp_path / "q.onnx", runtime="onnxruntime", num_images=2, batch_size=2, repeats=1).run()
-        assert ("sums overflow in onnxruntime here" in capsys.readouterr().out) == word
+    monkeypatch.setattr(export_module, "largest_exact_weight", lambda: largest)
+    Export(tmp_path, tmp_path / "q.onnx", runtime="onnxruntime", num_images=2, batch_size=2, repeats=1).run()
+    assert ("sums overflow in onnxruntime here" in capsys.readouterr().out) == word
+
+
+@pytest.mark.parametrize("scope", ["all", "matmul"])
+def test_sums_in_integers_come_with_a_word(scope: Any, tmp_path: Path, capsys) -> None:
+    model = load_model("micro_vit")
+    save(quantize(model, gaussian_images(model, 4), Recipe.paper(8, 8, scope=scope)), tmp_path / "model.safetensors")
+    Export(tmp_path, tmp_path / "q.onnx", runtime="tensorrt", num_images=2, batch_size=2, repeats=1).run()
+    assert ("sums are added in integers" in capsys.readouterr().out) == (scope == "all")
 
 
 def test_products_of_uneven_levels_are_named(tmp_path: Path, capsys) -> None:

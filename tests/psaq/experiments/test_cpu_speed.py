@@ -1,5 +1,7 @@
 """The table of speeds: every form of a model in every runtime, once for each processor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,9 +23,9 @@ def options(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu_speed, "nncf_file", lambda _model, _noise, folder: folder / "openvino-linear.onnx")
     monkeypatch.setattr(cpu_speed, "_torchao", lambda model: model)
     monkeypatch.setattr(cpu_speed, "_versions", lambda: "of today")
-    monkeypatch.setattr(cpu_speed, "_REPEATS", {1: 1, 2: 1})
+    monkeypatch.setattr(cpu_speed, "_TIMED", 1)
     monkeypatch.setattr(runtimes, "_SPINNING", 0.0)
-    return CpuSpeed(models=("small",), out=tmp_path / "table.csv")
+    return CpuSpeed(models=("small",), precisions=("W8A8",), images=(1, 2), out=tmp_path / "table.csv")
 
 
 def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
@@ -41,3 +43,11 @@ def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
     monkeypatch.setattr(cpu_speed, "_tables", lambda *_: pytest.fail("timed again"))
     options.run()
     assert len(read_rows(options.out, Row)) == 34
+
+
+def test_weights_of_4_bits_are_multiplied_in_integers(options):
+    replace(options, precisions=("W4A8",), images=(1,)).run()
+    by_name = {row.variant: row for row in read_rows(options.out, Row)}
+    assert {row.precision for row in by_name.values()} == {"W4A8"}
+    assert by_name["openvino, file for any runtime"].integer_products == "10 of 10"
+    assert by_name["onnxruntime, file for any runtime"].integer_products == "10 of 14"

@@ -95,7 +95,7 @@ def test_without_quantisation_the_graph_is_the_model(model: nn.Module, tmp_path:
     torch.testing.assert_close(run(tmp_path / "float.onnx", images()), model(images()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(8, "UINT8"), (5, "UINT8"), (4, "INT4"), (2, "INT4")])
+@pytest.mark.parametrize(("bits", "kind"), [(8, "UINT8"), (7, "INT8"), (4, "INT4"), (2, "INT4")])
 def test_weights_are_stored_as_integers(vit: nn.Module, bits: int, kind: str, tmp_path: Path) -> None:
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
     qmodel = quantize(vit, images(), Recipe.paper(bits, 8, scope="linear"))
@@ -106,15 +106,29 @@ def test_weights_are_stored_as_integers(vit: nn.Module, bits: int, kind: str, tm
     assert kinds["FLOAT"] <= 2, "the class token and the position embedding"
 
 
+@pytest.mark.parametrize(("runtime", "casts"), [(None, True), ("openvino", True), ("tensorrt", False)])
+def test_nibbles_become_bytes_as_a_runtime_loads_them(
+    vit: nn.Module, runtime: Any, casts: bool, tmp_path: Path
+) -> None:
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
+    qmodel = quantize(vit, images(), Recipe.paper(4, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx", runtime=runtime)
+    graph = onnx.load(str(tmp_path / "q.onnx")).graph
+    nibbles = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT4}
+    readers = Counter(node.op_type for node in graph.node for name in node.input if name in nibbles)
+    assert readers == {"Cast" if casts else "DequantizeLinear": len(nibbles)}
+
+
 def test_every_point_is_a_pair_of_operators(vit: nn.Module, tmp_path: Path) -> None:
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
     qmodel = quantize(vit, images(), Recipe.paper(4, 8))
     export_onnx(qmodel, tmp_path / "q.onnx")
     graph = onnx.load(str(tmp_path / "q.onnx"))
     operators = Counter(node.op_type for node in graph.graph.node)
-    weights = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
-    assert operators["QuantizeLinear"] == len(live_points(qmodel)) - weights
-    assert operators["DequantizeLinear"] == len(live_points(qmodel))
+    points = live_points(qmodel).keys() - {"position_embedding"}  # of a parameter: a constant of the graph
+    weights = sum(name.endswith("weight_quantizer") for name in points)
+    assert operators["QuantizeLinear"] == len(points) - weights
+    assert operators["DequantizeLinear"] == len(points)
     assert graph.opset_import[0].version == 21
 
 

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from launch import environment
+from repeats import also
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.deployment.runtimes import installed, products, session, settle
 from psaq.quantization.deployment.verdict import check_onnx
 from psaq.quantization.model.points import live_points
+from psaq.tasks.classification import logit_sqnr
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -37,9 +39,10 @@ def test_the_check_compares_with_the_model_it_is_given(qmodel: torch.nn.Module, 
     assert check_onnx(tmp_path / "q.onnx", qmodel, images, batch_size=4, repeats=1).logit_sqnr < 0
 
 
-def test_what_runs_in_integers_is_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [7, 4])
+def test_what_runs_in_integers_is_counted(bits: int, tmp_path: Path) -> None:
     model = load_model("micro_vit")
-    qmodel = quantize(model, gaussian_images(model, 4), Recipe.paper(7, 8, scope="linear"))
+    qmodel = quantize(model, gaussian_images(model, 4), Recipe.paper(bits, 8, scope="linear"))
     layers = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
     images = gaussian_images(qmodel, 2)
     for runtime in installed():
@@ -49,6 +52,24 @@ def test_what_runs_in_integers_is_counted(tmp_path: Path) -> None:
         assert found.integer == layers
         assert found.total == products(tmp_path / "float.onnx", runtime, images).total
         assert products(tmp_path / "float.onnx", runtime, images).integer == 0
+
+
+def test_the_default_file_of_few_bits_runs_in_integers_everywhere(qmodel: torch.nn.Module, tmp_path: Path) -> None:
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    layers = sum(name.endswith("weight_quantizer") for name in live_points(qmodel))
+    found = [products(tmp_path / "q.onnx", runtime, gaussian_images(qmodel, 2)).integer for runtime in installed()]
+    assert found == [layers] * len(installed())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [(4, 4), *also((6, 6)), *also((4, 8))], ids=str)
+def test_openvino_takes_a_file_whose_sums_are_quantised(precision: tuple[int, int], tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = load_model("micro_vit")
+    qmodel = quantize(model, gaussian_images(model, 4), Recipe.paper(*precision, scope="all"))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    images = gaussian_images(model, 8, seed=3)
+    assert logit_sqnr(session(tmp_path / "q.onnx", "openvino")(images), qmodel(images)) > 10  # it rounds sums again
 
 
 def test_onnxruntime_multiplies_queries_with_keys_in_integers(tmp_path: Path) -> None:
