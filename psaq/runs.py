@@ -4,7 +4,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +24,13 @@ RUN_FILE = "run.json"
 class RunFolder:
     """One run of one command, written to ``run.json`` as it starts and again as it ends, by a launch's first rank."""
 
-    def __init__(self, folder: Path | str, command: str, config: Any, seed: int | None = None):
+    def __init__(
+        self, folder: Path | str, command: str, config: Any, seed: int | None = None, besides: Collection[str] = ()
+    ):
         """
+        Args:
+            besides: options that may be others, by dotted name, when the run is started again.
+
         Raises:
             PsaqError: the folder holds another command's or another configuration's run, another process works in
                 it, or it cannot be written.
@@ -43,7 +48,7 @@ class RunFolder:
             "results": {},
             "files": {},
         }
-        self._continue_previous({"command": command, "config": config, "seed": seed})
+        self._continue_previous({"command": command, "config": config, "seed": seed}, besides)
         self._write()
 
     @contextmanager
@@ -63,13 +68,13 @@ class RunFolder:
             self._lock.release()
         return path
 
-    def _continue_previous(self, asked: Mapping[str, Any]) -> None:
+    def _continue_previous(self, asked: Mapping[str, Any], besides: Collection[str]) -> None:
         """Keep what an earlier start of the run that is asked for has recorded; refuse any other run."""
         if not (self.path / RUN_FILE).exists():
             return
         previous = read_run(self.path)
         for part, value in asked.items():
-            if other := difference(previous.get(part), value):
+            if other := difference(previous.get(part), value, besides):
                 raise PsaqError(
                     f"{self.path}: holds a run with another {part} ({other}); name another folder or remove this one"
                 )

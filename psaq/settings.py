@@ -1,7 +1,7 @@
 """Settings as JSON records them, and in what a record differs from the settings of now."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def difference(recorded: Any, now: Any) -> str:
-    """The first few settings in which a record differs from those of ``now``, by dotted name; "" where they agree.
+def difference(recorded: Any, now: Any, besides: Collection[str] = ()) -> str:
+    """The first few settings in which a record differs from those of ``now``, by dotted name, ``besides`` those that
+    may; "" where they agree.
 
     A record is of the version that wrote it: an option of a dataclass that came later, or whose default was another
     then (its class names those in ``earlier_defaults``), agrees where it stands at its default now.
@@ -31,7 +32,7 @@ def difference(recorded: Any, now: Any) -> str:
     before, after, earlier = dict(_settings(recorded)), dict(_settings(as_json(now))), dict(_earlier(now))
     agreeing = {name for name, values in earlier.items() if name not in before or before[name] in values}
     other = [name for name in {**before, **after} if name not in before or before[name] != after.get(name)]
-    names = [name for name in other if name not in agreeing]
+    names = [name for name in other if name not in agreeing and name not in besides]
     return ", ".join(f"{name} {before.get(name)!r}, not {after.get(name)!r}".strip() for name in names[:_NAMED])
 
 

@@ -13,7 +13,7 @@ Preset = Literal["default", "paper"]
 @dataclass(frozen=True)
 class Evolve(Quantising):
     """Quantise, and let images and quantised model teach each other (PSAQ-ViT V2). Run again, it goes on where it
-    stopped."""
+    stopped; after its end, too, where more rounds or minutes are asked for."""
 
     precision: str = "W4A4"
     """Bits of weights and activations, 2 to 8 each."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.choices import TaskName
+from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.evolution.config import EvolutionConfig
 from psaq.evolution.images import provoking_images
@@ -70,8 +71,9 @@ def evolve(
         recipe: what the student starts from.
         config: rounds, turns and what is weighed against what.
         images: learn from these alone, real ones or any others; by default all are synthesised.
-        folder: receives the state after every round. Where it holds one, the evolution goes on from it: on a CPU to
-            the same bits as if it had never stopped.
+        folder: receives the state after every round. Where it holds one, the evolution goes on from it, also when it
+            has come to its end and more rounds or minutes are asked for: on a CPU to the same bits as if it had never
+            stopped.
         progress: show bars of the turns, and a line after every round; by default nothing is shown.
 
     Returns:
@@ -172,12 +174,14 @@ class Evolution:
     def state(self) -> State:
         """Where the evolution stands: as the folder has it, else at its start, which is judged first."""
         if self._file is not None and self._file.exists():
-            return load_state(self._file, self._identity, self.student.state_dict())
+            state = load_state(self._file, self._identity, self.student.state_dict())
+            self._plan(state)
+            return state
         started = time.perf_counter()
         now = _snapshot(self.student)
         state = State(self._as_taken(self.images.calibration), now, now)
-        state.planned = None if self.config.minutes is not None else self.config.rounds
         state.rounds.append(replace(self._judged(0), seconds=round(time.perf_counter() - started, 3)))
+        self._plan(state)
         self._say(state.rounds[-1])
         self._keep(state)
         return state
@@ -207,8 +211,7 @@ class Evolution:
         self._say(verdict)
         if state.best_round == number:
             state.best = state.student
-        if state.planned is None:
-            state.planned = self._plan()
+        self._plan(state)
         self._keep(state)
 
     def _new_images(self, number: int) -> SyntheticImages | None:
@@ -240,11 +243,20 @@ class Evolution:
         if self.progress:
             note(f"round {verdict.number}: {_in_words(verdict)}")
 
-    def _plan(self) -> int:
-        """How many rounds the time budget allows, by what the start and the first took."""
-        assert self.config.minutes is not None
-        spent = sum(each.seconds for each in self.state.rounds)
-        return 1 + max(0, int((60 * self.config.minutes - spent) / self.state.rounds[-1].seconds))
+    def _plan(self, state: State) -> None:
+        """Set how many rounds there are to be, once that is known: as many as the time budget allows by what those took
+        that there are, and at least one."""
+        taken = len(state.rounds) - 1
+        if state.planned is None and self.config.minutes is None:
+            state.planned = self.config.rounds
+        elif state.planned is None and taken > 0 and self.config.minutes is not None:
+            left = 60 * self.config.minutes - sum(each.seconds for each in state.rounds)
+            state.planned = taken + max(0, int(left / state.rounds[-1].seconds))
+        if state.planned is not None and state.planned < taken:
+            raise PsaqError(
+                f"{self.folder}: has {taken} rounds, more than {state.planned}; ask for as many at least, or name "
+                "another folder"
+            )
 
     def _keep(self, state: State) -> None:
         if self._file is not None and self.folder is not None:

@@ -15,6 +15,8 @@ from psaq.settings import as_json, difference
 
 KIND = "evolution state"
 _STUDENT, _BEST = "student.", "best."
+LENGTH = ("rounds", "minutes")
+"""Options that say how long to go on, which no round depends on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tensor]) -> State:
-    """Read the state of the evolution that ``identity`` describes, of a student with such tensors.
+    """Read the state of the evolution that ``identity`` describes, of a student with such tensors. Where it was to go
+    on for longer or shorter than now, nothing is planned.
 
     Raises:
         PsaqError: the file is damaged, belongs to a run with another model or configuration, or holds what no run
@@ -99,11 +102,13 @@ def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tenso
     wrong = next((what for what, is_right in _invariants(state, like) if not is_right), None)
     if wrong is not None:
         raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
+    if difference(found, identity):
+        state.planned = None
     return state
 
 
 def _check_same(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if other := difference(found, identity):
+    if other := difference(found, identity, besides=[f"config.{name}" for name in LENGTH]):
         raise PsaqError(f"{path}: belongs to another run ({other}); name another folder, or remove it")
 
 

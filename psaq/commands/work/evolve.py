@@ -12,6 +12,7 @@ from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.work.calibration import images_in
 from psaq.commands.work.quantize import fp32_bytes
 from psaq.evolution import evolve
+from psaq.evolution.state import LENGTH
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import plot_strip
 from psaq.files import write_csv
@@ -32,7 +33,8 @@ def run(options: Evolve) -> None:
     model = options.model.load()
     check_overrides(converted(model, example_image(model))[0], recipe)
     given = None if options.images is None else images_in(options.images, model)
-    run = RunFolder(folder, "evolve", options.config(), options.evolution.seed)
+    may_differ = [f"evolution.{name}" for name in LENGTH]
+    run = RunFolder(folder, "evolve", options.config(), options.evolution.seed, besides=may_differ)
     with run.timed("evolution"):
         qmodel, images = evolve(model, recipe, options.evolution, images=given, folder=folder, progress=True)
     save(qmodel, folder / MODEL_FILE)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,16 @@ def test_the_folder_tells_what_came_of_every_round(vit, tmp_path, capsys):
         assert title in page
     command.run()  # again: nothing is left to do
     assert torch.equal(psaq.load_images(folder).images, images.images)
+
+
+def test_asked_for_more_rounds_it_goes_on(tmp_path):
+    for rounds in (1, 2):
+        Evolve(recipe="paper", evolution=replace(QUICK, rounds=rounds), out=tmp_path / "run").run()
+        assert len((tmp_path / "run" / "rounds.csv").read_text().splitlines()) == 2 + rounds
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["evolution"]["rounds"] == 2
+    with pytest.raises(PsaqError, match="another config"):
+        Evolve(recipe="paper", evolution=replace(QUICK, steps=1), out=tmp_path / "run").run()
 
 
 def test_a_damaged_table_of_rounds_is_named(vit, tmp_path):

@@ -71,10 +71,21 @@ def test_stopped_in_any_turn_it_goes_on_to_the_same_bits(vit, tmp_path, monkeypa
     assert images.provenance == whole_images.provenance
 
 
+def test_an_evolution_at_its_end_goes_on_for_more_rounds(vit, tmp_path):
+    whole, whole_images = evolve(vit, RECIPE, QUICK)
+    evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
+    qmodel, images = evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    assert same(qmodel, whole)
+    assert torch.equal(images.images, whole_images.images)
+    assert images.provenance == whole_images.provenance
+    with pytest.raises(PsaqError, match=r"has 2 rounds, more than 1; ask for as many at least, or name another"):
+        evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
+
+
 def test_a_folder_of_another_evolution_is_refused(vit, tmp_path):
     evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
-    with pytest.raises(PsaqError, match=r"config\.rounds 1, not 2.*name another folder"):
-        evolve(vit, RECIPE, QUICK, folder=tmp_path)
+    with pytest.raises(PsaqError, match=r"config\.steps 3, not 2.*name another folder"):
+        evolve(vit, RECIPE, replace(QUICK, rounds=1, steps=2), folder=tmp_path)
     with pytest.raises(PsaqError, match=r"recipe\.weight_scales 'squared_error', not 'max'.*name another folder"):
         evolve(vit, psaq.Recipe.paper(4, 4), replace(QUICK, rounds=1), folder=tmp_path)
 
@@ -131,6 +142,20 @@ def test_a_time_budget_is_planned_by_the_first_round(vit, monkeypatch, minutes, 
     monkeypatch.setattr("psaq.evolution.loop.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     evolution.run()
     assert len(evolution.state.rounds) - 1 == rounds
+
+
+def test_more_minutes_are_planned_by_the_last_round(vit, monkeypatch, tmp_path):
+    config = replace(QUICK, image_steps=1, steps=1)
+    rounds = []
+    for minutes in (1.0, 1.0, 2.5):
+        clock = iter(range(0, 10**6, 30))
+        evolution = Evolution(vit, RECIPE, replace(config, minutes=minutes), folder=tmp_path)
+        monkeypatch.setattr(
+            "psaq.evolution.loop.time", SimpleNamespace(perf_counter=lambda now=clock: float(next(now)))
+        )
+        evolution.run()
+        rounds.append(len(evolution.state.rounds) - 1)
+    assert rounds == [1, 1, 4], "30 s for the start, and for every round"
 
 
 @pytest.mark.parametrize("options", [{"measure": "distance", "block_weight": 0.0}, {"attention_weight": 1.0}], ids=str)
