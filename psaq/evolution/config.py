@@ -82,6 +82,8 @@ class EvolutionConfig:
     """Student: steps for which each block is trained by itself before the first round."""
     arithmetic: Precision = "auto"
     """Of the forward and backward passes of both turns; auto is bfloat16 on a GPU, float32 on a CPU."""
+    compiled: bool = False
+    """Student: let torch.compile take both models, which costs minutes once and makes all steps of the run faster."""
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:

@@ -21,6 +21,7 @@ from psaq.evolution.state import Round, State, claim, load_state
 from psaq.files import make_folder
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
+from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.data import data_config
 from psaq.models.fingerprint import fingerprint, tensors_fingerprint
@@ -82,7 +83,7 @@ def evolve(
 
     Raises:
         PsaqError: as `psaq.quantize` and `psaq.synthesize` do; a folder of another evolution; a loss that is no longer
-            finite.
+            finite; a model that torch.compile does not take, where it is to.
     """
     evolution = Evolution(model, recipe, config or EvolutionConfig(), images, folder, progress)
     evolution.run()
@@ -113,6 +114,10 @@ class Evolution:
         self.model = _in_float32(self.original)
         self.recipe = replace(recipe, reconstruction_steps=config.reconstruction_steps or recipe.reconstruction_steps)
         self.config, self.progress = config, progress
+        if config.compiled and takes(self.model) == "list":
+            raise PsaqError(
+                "compiled: torch.compile does not take a detector that takes a list of images; leave it out"
+            )
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
         self.lesson = _lesson(self.task, config, recipe)
@@ -309,6 +314,7 @@ def _lesson(task: TaskName, config: EvolutionConfig, recipe: Recipe) -> Lesson:
         rates=rates,
         images=config.batch_size,
         precision=config.arithmetic,
+        compiled=config.compiled,
     )
 
 

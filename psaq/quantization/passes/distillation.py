@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.choices import Measure, Precision, TaskName
+from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.models.features import PatchFeatureRecorder
 from psaq.models.precision import autocast
@@ -50,6 +51,8 @@ class Lesson:
     """Which images come when, and how they are moved."""
     precision: Precision = "float32"
     """Of what student and teacher multiply; losses are taken in float32."""
+    compiled: bool = False
+    """Whether torch.compile takes both: minutes for the first step, and then faster ones."""
 
 
 def distil(qmodel: nn.Module, reference: nn.Module, images: Images, steps: int, progress: bool = False) -> None:
@@ -141,6 +144,8 @@ class _Pair:
     def __init__(self, student: nn.Module, teacher: nn.Module, image: Images, lesson: Lesson):
         names = blocks(student, image).names if lesson.block_weight else ()
         models = (student, teacher)
+        if lesson.compiled:
+            student, teacher = _compiled(student), _compiled(teacher)
         self.answers, self.lesson = _Answers(student, teacher, lesson), lesson
         self.emitted = [_Emitted(model, names) for model in models]
         watched = models if lesson.attention_weight else ()
@@ -158,7 +163,7 @@ class _Pair:
     def loss(self, images: Images) -> Float[Tensor, ""]:
         """Answers', blocks' and attention's disagreement, weighed."""
         with autocast(images.device, self.lesson.precision):
-            answers = self.answers.of(images)
+            answers = self._answers_to(images)
         loss = self.answers.disagreement(*answers)
         if self.lesson.block_weight:
             features, wanted = (emitted.take() for emitted in self.emitted)
@@ -167,6 +172,21 @@ class _Pair:
             features, wanted = (recorder.features for recorder in self.recorders)
             loss = loss + self.lesson.attention_weight * feature_disagreement(features, wanted)
         return loss
+
+    def _answers_to(self, images: Images) -> tuple[list[Tensor], list[Tensor]]:
+        try:
+            return self.answers.of(images)
+        except PsaqError:
+            raise
+        except Exception as error:  # of any kind: a compiler runs all of a model in its own way
+            if not self.lesson.compiled:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise PsaqError(f"torch.compile does not take this model ({reason}); train it without compiled") from error
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 class _Emitted:

@@ -82,6 +82,11 @@ def test_an_evolution_at_its_end_goes_on_for_more_rounds(vit, tmp_path):
         evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
 
 
+def test_a_detector_is_not_compiled():
+    with pytest.raises(PsaqError, match=r"compiled: torch\.compile does not take a detector"):
+        evolve(psaq.load_model("micro_detector"), RECIPE, replace(QUICK, compiled=True))
+
+
 def test_a_folder_of_another_evolution_is_refused(vit, tmp_path):
     evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
     with pytest.raises(PsaqError, match=r"config\.steps 3, not 2.*name another folder"):

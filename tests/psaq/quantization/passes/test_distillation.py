@@ -56,6 +56,32 @@ def test_training_that_does_harm_is_undone(vit, monkeypatch):
     assert all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["vit", *also("micro_swin", "micro_segmenter")])
+def test_compiled_models_teach_the_same(name, request, monkeypatch):
+    """Turn after turn, whose hooks are new ones each time. The code generator is left out: it takes minutes, and rounds
+    in other places."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = request.getfixturevalue(name) if name == "vit" else psaq.load_model(name)
+    images = torch.randn(4, 3, 32, 32) if name == "vit" else psaq.gaussian_images(model, 4)
+    start = quantize(model, images, RECIPE)
+    losses = {}
+    for compiled in (False, True):
+        qmodel = copy.deepcopy(start)
+        lessons = [Lesson(images=2, seed=turn, compiled=compiled) for turn in range(2)]
+        losses[compiled] = [teach(qmodel, model, images, 2, lesson) for lesson in lessons]
+    assert losses[True] == losses[False]
+
+
+def test_what_no_compiler_takes_is_named(vit, monkeypatch):
+    def backend(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(psaq.PsaqError, match=r"torch.compile does not take this model \(.*; train it without compiled"):
+        teach(quantize(vit, images, RECIPE), vit, images, 1, Lesson(images=2, compiled=True))
+
+
 @pytest.mark.parametrize("variant", ["distilled", "registers", "gated MLP"])
 def test_any_model_that_psaq_walks_can_be_distilled(variant):
     model, images = build(variant), images_for(variant)
