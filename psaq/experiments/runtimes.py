@@ -1,4 +1,4 @@
-"""How accurate a DeiT-Tiny of 8 bits is where it runs: psaq without data beside NNCF, in onnxruntime and OpenVINO.
+"""How accurate a quantised DeiT-Tiny is where it runs: psaq without data beside NNCF, in onnxruntime and OpenVINO.
 
 python -m psaq.experiments.runtimes --weights W.safetensors --val imagenet/val --train imagenet/train \\
     --images 'images/seed{seed}'
@@ -9,9 +9,10 @@ Needs psaq[onnx,openvino] and nncf, whose recipe for transformers is calibrated 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.onnx_graph import export_onnx
 from psaq.quantization.deployment.runtimes import ONNXRUNTIME, OPENVINO, session
 from psaq.quantization.pipeline import quantize
-from psaq.quantization.recipes import Recipe
+from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import device_name
 from psaq.tasks.classification import compare
 from psaq_kernels.processor import dot_products
@@ -49,6 +50,7 @@ class Row:
     quantiser: str
     scope: str
     """Of psaq's recipe; NNCF quantises queries and keys beside the linear layers."""
+    precision: str
     seed: int
     """Of the calibration images; NNCF's real ones are the same for all."""
     where: str
@@ -77,6 +79,8 @@ class Runtimes:
     """Real images that NNCF is calibrated on."""
     images: str
     """psaq's calibration images, runs of ``psaq synthesize``; {seed} stands for the seed."""
+    precisions: tuple[str, ...] = ("W8A8", "W4A8")
+    """psaq's; NNCF has W8A8."""
     seeds: tuple[int, ...] = (0, 1, 2)
     every: int = 1
     """Compare on one image in so many, in sorted path order."""
@@ -106,13 +110,14 @@ class Runtimes:
             print(*measured, sep="\n")
 
     def _missing(self, rows: list[Row]) -> list["Cell"]:
-        psaqs = [Cell(PSAQ, scope, seed) for scope in get_args(Scope) if scope != "all" for seed in self.seeds]
-        done = {Cell(row.quantiser, row.scope, row.seed) for row in rows}
+        scopes = [scope for scope in get_args(Scope) if scope != "all"]
+        psaqs = [Cell(PSAQ, *which) for which in product(scopes, self.precisions, self.seeds)]
+        done = {Cell(row.quantiser, row.scope, row.precision, row.seed) for row in rows}
         return [cell for cell in (*psaqs, Cell(NNCF_REAL), Cell(NNCF_NOISE)) if cell not in done]
 
     def _forwards(self, model: nn.Module, cell: "Cell", folder: Path) -> Iterator[tuple[str, Forward]]:
         if cell.quantiser == PSAQ:
-            yield from _psaqs(model, load_images(self.images.format(seed=cell.seed)), cell.scope, folder)
+            yield from _psaqs(model, load_images(self.images.format(seed=cell.seed)), cell, folder)
         elif cell.quantiser == NNCF_REAL:
             yield _nncf(model, load_pictures(picture_files([self.train])[: self.count], model), folder)
         else:
@@ -124,14 +129,16 @@ class Cell(NamedTuple):
 
     quantiser: str
     scope: str = "its own"
+    precision: str = "W8A8"
     seed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.quantiser}, {self.scope}, seed {self.seed}"
+        return f"{self.quantiser}, {self.scope}, {self.precision}, seed {self.seed}"
 
 
-def _psaqs(model: nn.Module, images: SyntheticImages, scope: Any, folder: Path) -> Iterator[tuple[str, Forward]]:
-    qmodel = quantize(model, images, Recipe.accurate(8, 8, scope=scope), progress=True)
+def _psaqs(model: nn.Module, images: SyntheticImages, cell: Cell, folder: Path) -> Iterator[tuple[str, Forward]]:
+    recipe = Recipe.accurate(*parse_precision(cell.precision), scope=cell.scope)  # type: ignore[arg-type]
+    qmodel = quantize(model, images, recipe, progress=True)
     yield SIMULATION, qmodel
     yield "torch, deployed", deploy(qmodel)
     export_onnx(qmodel, folder / "any.onnx")
@@ -153,9 +160,8 @@ def _row(cell: Cell, where: str, logits: Tensor, labels: Tensor, full: Tensor, s
     beside = math.nan if simulated is None else compare(logits, labels, simulated).agreement
     assert beside is not None
     figures = (found.top1, fp_top1, found.agreement, beside, found.n)
-    return Row(
-        cell.quantiser, cell.scope, cell.seed, where, *figures, device_name("cpu"), " ".join(dot_products()) or "none"
-    )
+    machine = (device_name("cpu"), " ".join(dot_products()) or "none")
+    return Row(cell.quantiser, cell.scope, cell.precision, cell.seed, where, *figures, *machine)
 
 
 @torch.no_grad()

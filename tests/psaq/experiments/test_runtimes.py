@@ -40,6 +40,7 @@ def options(vit, tmp_path, monkeypatch):
         tmp_path / "val",
         tmp_path / "train",
         str(tmp_path / "seed{seed}"),
+        precisions=("W4A8",),
         seeds=(0,),
         out=tmp_path / "table.csv",
     )
@@ -50,8 +51,9 @@ def test_every_runtime_is_measured_once(options, vit, monkeypatch):
     options.run()
     rows = read_rows(options.out, Row)
     assert [row.quantiser for row in rows] == [PSAQ] * 12 + [NNCF_REAL, NNCF_NOISE]
+    assert [row.precision for row in rows] == ["W4A8"] * 12 + ["W8A8"] * 2
     assert [row.scope for row in rows[:12]] == ["matmul"] * 6 + ["linear"] * 6
-    qmodel = quantize(vit, load_images(options.images.format(seed=0)), Recipe.accurate(8, 8, scope="matmul"))
+    qmodel = quantize(vit, load_images(options.images.format(seed=0)), Recipe.accurate(4, 8, scope="matmul"))
     expected = evaluate(qmodel, imagenet(options.val, vit, options.crop_pct), vit)
     assert (rows[0].where, rows[0].top1, rows[0].fp_agreement, rows[0].n) == (
         SIMULATION,
