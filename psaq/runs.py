@@ -29,7 +29,8 @@ class RunFolder:
     ):
         """
         Args:
-            besides: options that may be others, by dotted name, when the run is started again.
+            besides: options that may be others, by dotted name, when the run is started again. Until its new end the
+                record keeps those that its results are of.
 
         Raises:
             PsaqError: the folder holds another command's or another configuration's run, another process works in
@@ -37,10 +38,10 @@ class RunFolder:
         """
         self.path = make_folder(Path(folder))
         self._lock = held(self.path, f"psaq {command}") if is_first() else None
-        self._started = time.perf_counter()
+        self._started, self._config = time.perf_counter(), as_json(config)
         self.record: dict[str, Any] = {
             "command": command,
-            "config": as_json(config),
+            "config": self._config,
             "seed": seed,
             "versions": versions(),
             "device": device_name(),
@@ -60,7 +61,7 @@ class RunFolder:
 
     def finish(self, results: dict[str, Any]) -> Path:
         """Record the results, the total time and what the tables hold. Returns the path of ``run.json``."""
-        self.record["results"] = as_json(results)
+        self.record |= {"config": self._config, "results": as_json(results)}
         self.record["timings"]["total"] = round(time.perf_counter() - self._started, 3)
         self.record["files"] = {file.name: _digest(file) for file in sorted(self.path.glob("*.csv"))}
         path = self._write()
@@ -78,7 +79,8 @@ class RunFolder:
                 raise PsaqError(
                     f"{self.path}: holds a run with another {part} ({other}); name another folder or remove this one"
                 )
-        self.record |= {part: previous.get(part, {}) for part in ("timings", "results", "files")}
+        kept = ("timings", "results", "files", *(["config"] if besides else []))
+        self.record |= {part: previous.get(part, {}) for part in kept}
 
     def _write(self) -> Path:
         path = self.path / RUN_FILE

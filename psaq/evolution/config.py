@@ -96,6 +96,9 @@ class EvolutionConfig:
         steps, minutes = self.reconstruction_steps, self.minutes
         _require(_is_whole(steps, 0), "reconstruction_steps", steps, "a whole number, at least 0")
         _require(minutes is None or (_is_weight(minutes) and minutes > 0), "minutes", minutes, "positive")
+        _require(
+            not (self.compiled and self.attention_weight), "compiled", self.compiled, "off beside attention_weight"
+        )
         for name, choices in _CHOICES:
             _require(getattr(self, name) in _allowed(choices), name, getattr(self, name), f"one of {_words(choices)}")
 

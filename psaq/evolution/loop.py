@@ -29,7 +29,7 @@ from psaq.models.wrappers import unwrapped
 from psaq.progress import note
 from psaq.quantization.checkpoint import load, save
 from psaq.quantization.passes.collages import collages
-from psaq.quantization.passes.distillation import Lesson, answers_apart, teach
+from psaq.quantization.passes.distillation import Lesson, Pair, answers_apart
 from psaq.quantization.passes.flat_copies import flat_copies
 from psaq.quantization.passes.training import Rates
 from psaq.quantization.pipeline import in_type_of, prepared, quantize
@@ -114,10 +114,7 @@ class Evolution:
         self.model = _in_float32(self.original)
         self.recipe = replace(recipe, reconstruction_steps=config.reconstruction_steps or recipe.reconstruction_steps)
         self.config, self.progress = config, progress
-        if config.compiled and takes(self.model) == "list":
-            raise PsaqError(
-                "compiled: torch.compile does not take a detector that takes a list of images; leave it out"
-            )
+        check_compiled(self.model, config)
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
         self.lesson = _lesson(self.task, config, recipe)
@@ -176,17 +173,20 @@ class Evolution:
         return prepared(self.model, self.images.calibration, self.recipe, _BATCH)[0]
 
     @cached_property
+    def _pair(self) -> Pair:
+        """One for all rounds: what has been compiled stays so."""
+        return Pair(self.student, self.teacher, self._examined[:1].to(self._like), self.lesson)
+
+    @cached_property
     def state(self) -> State:
         """Where the evolution stands: as the folder has it, else at its start, which is judged first."""
         if self._file is not None and self._file.exists():
-            state = load_state(self._file, self._identity, self.student.state_dict())
-            self._plan(state)
-            return state
+            return self._going_on(load_state(self._file, self._identity, self.student.state_dict()))
         started = time.perf_counter()
         now = _snapshot(self.student)
         state = State(self._as_taken(self.images.calibration), now, now)
         state.rounds.append(replace(self._judged(0), seconds=round(time.perf_counter() - started, 3)))
-        self._plan(state)
+        state.planned = self._planned(state.rounds)
         self._say(state.rounds[-1])
         self._keep(state)
         return state
@@ -202,8 +202,8 @@ class Evolution:
         if made is not None:
             state.pool = torch.cat([state.pool, self._as_taken(made)])[-self.config.pool :]
             state.strip.append(true_colours(made.images[:STRIP_IMAGES], made.mean, made.std))
-        lesson, shown = replace(self.lesson, seed=number), self._with_copies(state.pool).to(self._like)
-        losses = teach(self.student, self.teacher, shown, self.config.steps, lesson, progress=self.progress)
+        shown = self._with_copies(state.pool).to(self._like)
+        losses = self._pair.teach(shown, self.config.steps, seed=number, progress=self.progress)
         state.student = _snapshot(self.student)
         verdict = replace(
             self._judged(number),
@@ -216,7 +216,8 @@ class Evolution:
         self._say(verdict)
         if state.best_round == number:
             state.best = state.student
-        self._plan(state)
+        if state.planned is None:
+            state.planned = self._planned(state.rounds)
         self._keep(state)
 
     def _new_images(self, number: int) -> SyntheticImages | None:
@@ -248,20 +249,27 @@ class Evolution:
         if self.progress:
             note(f"round {verdict.number}: {_in_words(verdict)}")
 
-    def _plan(self, state: State) -> None:
-        """Set how many rounds there are to be, once that is known: as many as the time budget allows by what those took
-        that there are, and at least one."""
+    def _planned(self, rounds: list[Round]) -> int | None:
+        """How many there are to be in all; None until the first tells how many the time budget allows."""
+        taken = len(rounds) - 1
+        if self.config.minutes is None:
+            return self.config.rounds
+        if not taken:
+            return None
+        left = 60 * self.config.minutes - sum(each.seconds for each in rounds)
+        return taken + max(0, int(left / rounds[-1].seconds))
+
+    def _going_on(self, state: State) -> State:
+        """A state with as many rounds planned as are asked for now. Raises PsaqError where it has more already."""
         taken = len(state.rounds) - 1
-        if state.planned is None and self.config.minutes is None:
-            state.planned = self.config.rounds
-        elif state.planned is None and taken > 0 and self.config.minutes is not None:
-            left = 60 * self.config.minutes - sum(each.seconds for each in state.rounds)
-            state.planned = taken + max(0, int(left / state.rounds[-1].seconds))
+        if self.config.minutes is None or state.planned is None:
+            state.planned = self._planned(state.rounds)
         if state.planned is not None and state.planned < taken:
             raise PsaqError(
                 f"{self.folder}: has {taken} rounds, more than {state.planned}; ask for as many at least, or name "
                 "another folder"
             )
+        return state
 
     def _keep(self, state: State) -> None:
         if self._file is not None and self.folder is not None:
@@ -297,6 +305,14 @@ class Evolution:
             "model": fingerprint(self.model),
             "images": tensors_fingerprint(given),
         }
+
+
+def check_compiled(model: nn.Module, config: EvolutionConfig) -> None:
+    """Raises PsaqError where a model is to be compiled that cannot be."""
+    if config.compiled and takes(model) == "list":
+        raise PsaqError(
+            "compiled: torch.compile takes no model that takes a list of images, as detectors do; go without"
+        )
 
 
 def _lesson(task: TaskName, config: EvolutionConfig, recipe: Recipe) -> Lesson:

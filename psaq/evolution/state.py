@@ -79,8 +79,8 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tensor]) -> State:
-    """Read the state of the evolution that ``identity`` describes, of a student with such tensors. Where it was to go
-    on for longer or shorter than now, nothing is planned.
+    """Read the state of the evolution that ``identity`` describes, of a student with such tensors. A plan for another
+    number of minutes is none.
 
     Raises:
         PsaqError: the file is damaged, belongs to a run with another model or configuration, or holds what no run
@@ -102,7 +102,7 @@ def load_state(path: Path, identity: Mapping[str, Any], like: Mapping[str, Tenso
     wrong = next((what for what, is_right in _invariants(state, like) if not is_right), None)
     if wrong is not None:
         raise PsaqError(f"{path}: is damaged: {wrong}; remove it to start again")
-    if difference(found, identity):
+    if found["config"].get("minutes") != as_json(identity)["config"].get("minutes"):
         state.planned = None
     return state
 

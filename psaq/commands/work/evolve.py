@@ -12,6 +12,7 @@ from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.work.calibration import images_in
 from psaq.commands.work.quantize import fp32_bytes
 from psaq.evolution import evolve
+from psaq.evolution.loop import check_compiled
 from psaq.evolution.state import LENGTH
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import plot_strip
@@ -31,6 +32,7 @@ _COMPARED = 8  # images of the first and of the last round
 def run(options: Evolve) -> None:
     recipe, folder = options.chosen_recipe(), options.folder("evolve")
     model = options.model.load()
+    check_compiled(model, options.evolution)
     check_overrides(converted(model, example_image(model))[0], recipe)
     given = None if options.images is None else images_in(options.images, model)
     may_differ = [f"evolution.{name}" for name in LENGTH]

@@ -8,7 +8,7 @@ to the answer.
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -90,18 +90,7 @@ def teach(
     Raises:
         PsaqError: the loss became NaN or infinite.
     """
-    draw = torch.Generator().manual_seed(lesson.seed)
-    chosen, losses = _draws(len(images), draw), []
-    pair = _Pair(student, teacher, images[:1], lesson)
-    with pair.watched(), trained(student, steps, "the whole model", lesson.rates) as step:
-        bar = progress_bar(range(steps), description="Distilling", unit="step", enabled=progress)
-        for number in bar:
-            loss = pair.loss(_moved(images[[next(chosen) for _ in range(lesson.images)]], draw))
-            step(loss)
-            losses.append(loss.detach())
-            if number % _REPORT_EVERY == 0:
-                bar.set_postfix(loss=f"{float(losses[-1]):.3g}", refresh=False)
-    return torch.stack(losses).tolist() if losses else []
+    return Pair(student, teacher, images[:1], lesson).teach(images, steps, lesson.seed, progress)
 
 
 def answer_error(student: nn.Module, teacher: nn.Module, images: Images, lesson: Lesson) -> float:
@@ -138,21 +127,42 @@ class _Answers:
         return disagreement(answers, wanted, task, self.lesson.measure)
 
 
-class _Pair:
-    """A student and its teacher, and what both emit on the way to their answers."""
+class Pair:
+    """A student and its teacher, and what both emit on the way to their answers.
+
+    One pair at a time is compiled: a compiler does not see what was hooked to a model since, or to another like it.
+    """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, image: Images, lesson: Lesson):
         names = blocks(student, image).names if lesson.block_weight else ()
         models = (student, teacher)
+        self.student, self.lesson = student, lesson
         if lesson.compiled:
+            torch.compiler.reset()
             student, teacher = _compiled(student), _compiled(teacher)
-        self.answers, self.lesson = _Answers(student, teacher, lesson), lesson
+        self.answers = _Answers(student, teacher, lesson)
         self.emitted = [_Emitted(model, names) for model in models]
         watched = models if lesson.attention_weight else ()
         self.recorders = [PatchFeatureRecorder(model, "separate", images=image) for model in watched]
 
+    def teach(self, images: Images, steps: int, seed: int, progress: bool = False) -> list[float]:
+        """One turn, as the function of that name describes it; which images come when follows from the seed."""
+        draw = torch.Generator().manual_seed(seed)
+        chosen, losses = _draws(len(images), draw), []
+        with self._watched(), trained(self.student, steps, "the whole model", self.lesson.rates) as step:
+            bar = progress_bar(range(steps), description="Distilling", unit="step", enabled=progress)
+            for number in bar:
+                shown = _moved(images[[next(chosen) for _ in range(self.lesson.images)]], draw)
+                with _naming_the_compiler() if self.lesson.compiled and number == 0 else nullcontext():
+                    loss = self._loss(shown)
+                    step(loss)
+                losses.append(loss.detach())
+                if number % _REPORT_EVERY == 0:
+                    bar.set_postfix(loss=f"{float(losses[-1]):.3g}", refresh=False)
+        return torch.stack(losses).tolist() if losses else []
+
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def _watched(self) -> Iterator[None]:
         with ExitStack() as stack:
             for emitted in self.emitted:
                 stack.enter_context(emitted.watched())
@@ -160,29 +170,33 @@ class _Pair:
                 stack.enter_context(recorder.attached())
             yield
 
-    def loss(self, images: Images) -> Float[Tensor, ""]:
+    def _loss(self, images: Images) -> Float[Tensor, ""]:
         """Answers', blocks' and attention's disagreement, weighed."""
         with autocast(images.device, self.lesson.precision):
-            answers = self._answers_to(images)
+            answers = self.answers.of(images)
         loss = self.answers.disagreement(*answers)
         if self.lesson.block_weight:
             features, wanted = (emitted.take() for emitted in self.emitted)
+            assert features, "the blocks ran, and their hooks did not"
             loss = loss + self.lesson.block_weight * feature_disagreement(features, wanted)
         if self.recorders:
             features, wanted = (recorder.features for recorder in self.recorders)
             loss = loss + self.lesson.attention_weight * feature_disagreement(features, wanted)
         return loss
 
-    def _answers_to(self, images: Images) -> tuple[list[Tensor], list[Tensor]]:
-        try:
-            return self.answers.of(images)
-        except PsaqError:
-            raise
-        except Exception as error:  # of any kind: a compiler runs all of a model in its own way
-            if not self.lesson.compiled:
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise PsaqError(f"torch.compile does not take this model ({reason}); train it without compiled") from error
+
+@contextmanager
+def _naming_the_compiler() -> Iterator[None]:
+    """Around the first step, in which torch.compile works."""
+    try:
+        yield
+    except (PsaqError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind: it runs all of a model, and its gradient, in its own way
+        reason = " ".join(str(error).strip().splitlines()[:2])
+        raise PsaqError(
+            f"torch.compile does not take this model ({reason}); train it without compiled, in another folder"
+        ) from error
 
 
 def _compiled(model: nn.Module) -> nn.Module:

@@ -54,8 +54,10 @@ def test_asked_for_more_rounds_it_goes_on(tmp_path):
         assert len((tmp_path / "run" / "rounds.csv").read_text().splitlines()) == 2 + rounds
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"]["evolution"]["rounds"] == 2
-    with pytest.raises(PsaqError, match="another config"):
-        Evolve(recipe="paper", evolution=replace(QUICK, steps=1), out=tmp_path / "run").run()
+    for other, refused in ({"steps": 1}, "another config"), ({"rounds": 1}, "has 2 rounds, more than 1"):
+        with pytest.raises(PsaqError, match=refused):
+            Evolve(recipe="paper", evolution=replace(QUICK, **other), out=tmp_path / "run").run()
+        assert json.loads((tmp_path / "run" / "run.json").read_text()) == record
 
 
 def test_a_damaged_table_of_rounds_is_named(vit, tmp_path):

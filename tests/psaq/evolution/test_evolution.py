@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,10 @@ from torch import nn
 
 import psaq
 from psaq.errors import PsaqError
-from psaq.evolution import EvolutionConfig, evolve, loop
+from psaq.evolution import EvolutionConfig, evolve
 from psaq.evolution.loop import STATE, Evolution
 from psaq.quantization.model.layers import QuantLinear
-from psaq.quantization.passes.distillation import teach
+from psaq.quantization.passes.distillation import Pair
 
 QUICK = EvolutionConfig(rounds=2, num_images=4, image_steps=2, kept_aside=4, steps=3, batch_size=4)
 RECIPE = psaq.Recipe.accurate(3, 4, "linear", collages=1, flat_copies=2)
@@ -53,7 +54,7 @@ def test_where_no_round_helps_it_is_the_recipes_own_result(vit):
 def test_stopped_in_any_turn_it_goes_on_to_the_same_bits(vit, tmp_path, monkeypatch, interrupted):
     whole, whole_images = evolve(vit, RECIPE, QUICK)
 
-    turns = []
+    turns, teach = [], Pair.teach
 
     def stopping(*arguments, **options):
         turns.append(arguments)
@@ -61,7 +62,7 @@ def test_stopped_in_any_turn_it_goes_on_to_the_same_bits(vit, tmp_path, monkeypa
             raise StoppedError
         return teach(*arguments, **options)
 
-    monkeypatch.setattr(loop, "teach", stopping)
+    monkeypatch.setattr(Pair, "teach", stopping)
     with pytest.raises(StoppedError):
         evolve(vit, RECIPE, QUICK, folder=tmp_path)
     monkeypatch.undo()
@@ -82,8 +83,20 @@ def test_an_evolution_at_its_end_goes_on_for_more_rounds(vit, tmp_path):
         evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
 
 
+def test_one_compiled_evolution_after_another_learns_by_its_own_loss(vit, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    losses = {}
+    for compiled in (False, True):
+        for weight in (0.0, 1.0):
+            config = replace(QUICK, rounds=1, block_weight=weight, compiled=compiled)
+            losses[compiled, weight] = evolve(vit, RECIPE, config)[1].provenance["rounds"][1]["student_loss"]
+    assert losses[True, 0.0] == pytest.approx(losses[False, 0.0], rel=1e-4)
+    assert losses[True, 1.0] == pytest.approx(losses[False, 1.0], rel=1e-4)
+    assert losses[True, 1.0] > 1.1 * losses[True, 0.0]
+
+
 def test_a_detector_is_not_compiled():
-    with pytest.raises(PsaqError, match=r"compiled: torch\.compile does not take a detector"):
+    with pytest.raises(PsaqError, match=r"compiled: torch\.compile takes no model that takes a list of images"):
         evolve(psaq.load_model("micro_detector"), RECIPE, replace(QUICK, compiled=True))
 
 
@@ -152,7 +165,7 @@ def test_a_time_budget_is_planned_by_the_first_round(vit, monkeypatch, minutes, 
 def test_more_minutes_are_planned_by_the_last_round(vit, monkeypatch, tmp_path):
     config = replace(QUICK, image_steps=1, steps=1)
     rounds = []
-    for minutes in (1.0, 1.0, 2.5):
+    for minutes in (1.0, 1.0, 2.5, 0.1):
         clock = iter(range(0, 10**6, 30))
         evolution = Evolution(vit, RECIPE, replace(config, minutes=minutes), folder=tmp_path)
         monkeypatch.setattr(
@@ -160,7 +173,7 @@ def test_more_minutes_are_planned_by_the_last_round(vit, monkeypatch, tmp_path):
         )
         evolution.run()
         rounds.append(len(evolution.state.rounds) - 1)
-    assert rounds == [1, 1, 4], "30 s for the start, and for every round"
+    assert rounds == [1, 1, 4, 4], "30 s for the start, and for every round"
 
 
 @pytest.mark.parametrize("options", [{"measure": "distance", "block_weight": 0.0}, {"attention_weight": 1.0}], ids=str)
@@ -205,6 +218,7 @@ def test_half_precision_is_trained_in_float32_and_comes_back_as_it_was(vit):
         ({"reconstruction_steps": -1}, "reconstruction_steps -1"),
         ({"weight_rate": -0.1}, "weight_rate -0.1: must be a finite number"),
         ({"class_weight": float("inf")}, "class_weight inf: must be a finite number"),
+        ({"compiled": True, "attention_weight": 1.0}, "compiled True: must be off beside attention_weight"),
         ({"arithmetic": "float16"}, "arithmetic 'float16': must be one of auto, float32, bfloat16"),
     ],
 )

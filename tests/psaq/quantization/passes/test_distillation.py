@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from repeats import also
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 from variants import build, images_for
 
@@ -72,13 +73,15 @@ def test_compiled_models_teach_the_same(name, request, monkeypatch):
     assert losses[True] == losses[False]
 
 
-def test_what_no_compiler_takes_is_named(vit, monkeypatch):
-    def backend(*_):
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_what_no_compiler_takes_is_named(vit, monkeypatch, where):
+    def refusing(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    backends = {"forward": refusing, "backward": aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=refusing)}
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backends[where]))
     images = torch.randn(2, 3, 32, 32)
-    with pytest.raises(psaq.PsaqError, match=r"torch.compile does not take this model \(.*; train it without compiled"):
+    with pytest.raises(psaq.PsaqError, match=r"torch\.compile does not take this model \(.*no compiler here\); train"):
         teach(quantize(vit, images, RECIPE), vit, images, 1, Lesson(images=2, compiled=True))
 
 
