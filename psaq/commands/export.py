@@ -18,7 +18,8 @@ class Export:
     """The ONNX file to write."""
     runtime: Runtime | None = None
     """Whom the file is for. By default its sums are right on every processor and in every runtime; one for onnxruntime
-    or openvino is faster where the processor has VNNI, AMX or their like, and wrong where it has not."""
+    or openvino is faster where the processor has VNNI, AMX or their like; where it has not, sums of 8-bit weights are
+    wrong."""
     images: Path | None = None
     """Pictures to check it on; by default noise."""
     num_images: int = 32

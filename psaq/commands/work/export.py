@@ -62,7 +62,8 @@ def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
     if has_bytes and runtime in ("onnxruntime", "openvino") and largest_exact_weight() < BYTE:
         yield (f"sums overflow in {runtime} here: the file is for processors with 8-bit dot products")
     recipe: Recipe = qmodel.psaq_recipe  # type: ignore[assignment]
-    if recipe.scope == "all":
+    adds_integers = runtime == "openvino" or (runtime != "tensorrt" and recipe.activations == 8)
+    if recipe.scope == "all" and adds_integers:
         yield "sums are added in integers, and rounded once more; not with --scope matmul or linear"
     kinds = Counter(type(point) for point in points.values())
     if runtime is not None and kinds[LogQuantizer]:

@@ -31,8 +31,11 @@ def free_batch(few: "onnx.ModelProto", more: "onnx.ModelProto") -> bool:
     differing = _differing(few, more)
     if differing is None:
         return False
+    repeated = {name: mine for name, (mine, _) in differing.items() if mine.dtype != np.int64}
+    for name, values in repeated.items():
+        _repeat_for_each(few, name, values)
     sizes = _sizes(few)
-    if not all(_open_up(few, name, sizes, *shapes) for name, shapes in differing.items()):
+    if not all(_open_up(few, name, sizes, *pair) for name, pair in differing.items() if name not in repeated):
         return False
     for mine, other in zip(_ends(few), _ends(more), strict=True):
         for size, another in zip(mine.type.tensor_type.shape.dim, other.type.tensor_type.shape.dim, strict=True):
@@ -41,6 +44,11 @@ def free_batch(few: "onnx.ModelProto", more: "onnx.ModelProto") -> bool:
     del few.graph.value_info[:]
     _drop_unused(few)
     return True
+
+
+def is_for_one_number(few: "onnx.ModelProto", more: "onnx.ModelProto") -> bool:
+    """Whether the number of images is a constant in two graphs that were traced for any number."""
+    return _differing(few, more) != {}
 
 
 def _fold(model: "onnx.ModelProto") -> None:
@@ -88,13 +96,22 @@ def _ends(model: "onnx.ModelProto") -> list[Any]:
 
 
 def _differing(few: "onnx.ModelProto", more: "onnx.ModelProto") -> dict[str, tuple[Any, Any]] | None:
-    """Shapes that are constants and not the same in both; None where the graphs differ in anything else."""
+    """Constants that are not the same in both: shapes, and what is repeated for each image; None where the graphs
+    differ in anything else."""
     mine, other = dict(_constants(few)), dict(_constants(more))
     if mine.keys() != other.keys() or _operators(few) != _operators(more):
         return None
     pairs = {name: (mine[name], other[name]) for name in mine if not np.array_equal(mine[name], other[name])}
-    are_shapes = all(a.dtype == np.int64 and a.ndim == 1 and a.shape == b.shape for a, b in pairs.values())
-    return pairs if are_shapes else None
+    return pairs if all(_are_shapes(*pair) or _are_repeated(*pair) for pair in pairs.values()) else None
+
+
+def _are_shapes(few: Any, more: Any) -> bool:
+    return bool(few.dtype == np.int64 and few.ndim == 1 and few.shape == more.shape)
+
+
+def _are_repeated(few: Any, more: Any) -> bool:
+    counted = few.ndim > 0 and (len(few), len(more), few.shape[1:]) == (FEW, MORE, more.shape[1:])
+    return counted and few.dtype != np.int64 and bool((few == few[:1]).all() and (more == few[:1]).all())
 
 
 def _operators(model: "onnx.ModelProto") -> list[tuple[Any, ...]]:
@@ -126,11 +143,24 @@ def _open_up(model: "onnx.ModelProto", name: str, sizes: Mapping[str, list[int]]
             whole = few if -1 not in few else np.array(sizes[node.output[0]])
             open_shape = np.where(few != more, -1, whole)
             node.input[1] = _stored(model, f"{name}_open{number}", open_shape)
-        elif node.op_type == "Expand" and few[places[0]] == FEW and places[0] == 0:
+        elif node.op_type in ("Expand", "Tile") and few[places[0]] == FEW and places[0] == 0:
             node.input[1] = _with_count(model, f"{name}_open{number}", few[1:])
         else:
             return False
     return True
+
+
+def _repeat_for_each(model: "onnx.ModelProto", name: str, values: Any) -> None:
+    """Store one row of a constant, and repeat it for as many images as there are."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    for kind in (graph.initializer, graph.node):
+        for each in [each for each in kind if name in (each.name, *getattr(each, "output", ()))]:
+            kind.remove(each)
+    graph.initializer.append(numpy_helper.from_array(values[:1], f"{name}_once"))
+    shape = _with_count(model, f"{name}_shape", values.shape[1:])
+    graph.node.insert(2, helper.make_node("Expand", [f"{name}_once", shape], [name]))
 
 
 def _stored(model: "onnx.ModelProto", name: str, values: Any) -> str:

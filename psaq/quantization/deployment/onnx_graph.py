@@ -18,7 +18,7 @@ from psaq.files import write_whole
 from psaq.models.copying import copied
 from psaq.models.zoo import data_config
 from psaq.quantization.deployment.onnx_attention import PlainAttention
-from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch
+from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch, is_for_one_number
 from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
 from psaq.quantization.deployment.onnx_nibbles import store_nibbles
 from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
@@ -59,8 +59,8 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
     Weights are stored as the integers they are, followed by DequantizeLinear, in groups by its block_size; of up to 4
     bits as int4, which a Cast makes int8 as the file is loaded, so that they are multiplied as those of 8 bits are; in
     groups, and for "tensorrt", as int4 that is multiplied in float. Every live activation point is a QuantizeLinear and
-    a DequantizeLinear; of fewer than 8 bits, behind a Clip. With scope "all" onnxruntime fuses sums into integer
-    operators that round once more.
+    a DequantizeLinear; of fewer than 8 bits, behind a Clip; of a learnt term that no image changes, a constant. With
+    scope "all" onnxruntime fuses sums into integer operators that round once more.
 
     What else is in the file depends on whom it is for:
 
@@ -68,9 +68,9 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
       every processor, in every runtime; OpenVINO multiplies those weights in float32. Points with uneven steps (softmax
       and GELU of the accurate recipe) are their formulas in float operators, and what they feed is multiplied in float:
       only with scope "linear" are all linear layers in integers.
-    - "onnxruntime": int8 weights; groups of up to 4 bits by its own MatMulNBits. Only for processors with VNNI, AMX or
-      their like: on others onnxruntime's sums of uint8 and int8 products overflow. All linear layers and the scores of
-      fused attention are multiplied in integers: GELU's uneven levels become 256 even ones over the same range,
+    - "onnxruntime": int8 weights; groups of up to 4 bits by its own MatMulNBits. With weights of 8 bits only for
+      processors with VNNI, AMX or their like: on others onnxruntime's sums overflow. All linear layers and the scores
+      of fused attention are multiplied in integers: GELU's uneven levels become 256 even ones over the same range,
       queries and keys get 255 around zero, and probabilities with log steps stay in float, as do the values that they
       weigh.
     - "openvino": likewise, and with the patch embedding as a convolution. onnxruntime's optimiser refuses int8 keys.
@@ -329,10 +329,20 @@ def _traced(
     """The graph of the model or its part, and what the narrow weights are called there."""
     traced = OnnxPart(part_of(model, part))
     few, more = (_trace(traced, model, qmodel, count, any_number=False) for count in (FEW, MORE))
-    graph = few if free_batch(few, more) else _trace(traced, model, qmodel, FEW, any_number=True)
+    graph = few if free_batch(few, more) else _traced_for_any_number(traced, model, qmodel)
     next(imported for imported in graph.opset_import if not imported.domain).version = OPSET
     prefix = f"{part}." if part else ""
     return graph, {f"model.{name.removeprefix(prefix)}" for name in narrow if name.startswith(prefix)}
+
+
+def _traced_for_any_number(traced: OnnxPart, model: nn.Module, qmodel: nn.Module) -> "onnx.ModelProto":
+    few, more = (_trace(traced, model, qmodel, count, any_number=True) for count in (FEW, MORE))
+    if is_for_one_number(few, more):
+        raise PsaqError(
+            f"{type(model).__name__}: its forward takes the number of images for a constant, as len(x) is while it is "
+            "traced; write x.shape[0], or export a part"
+        )
+    return few
 
 
 def _trace(traced: OnnxPart, model: nn.Module, qmodel: nn.Module, count: int, any_number: bool) -> "onnx.ModelProto":

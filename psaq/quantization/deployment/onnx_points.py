@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.quantization.deployment.onnx_targets import Target
-from psaq.quantization.model.points import WEIGHT, Point, live_points, role
+from psaq.quantization.model.points import LEARNT_TERMS, WEIGHT, Point, live_points, role
 from psaq.quantization.model.watching import ATTENTION, Entry, Watched
 from psaq.quantization.quantizers.affine import AffineQuantizer, asymmetric_per_tensor
 from psaq.quantization.quantizers.uneven import LogQuantizer, SplitQuantizer
@@ -61,10 +61,15 @@ class OnnxPoint(nn.Module):
         return _Quantized.apply(inside - self.middle if self.middle else inside, self.scale, self.zero_point)
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        if isinstance(x, nn.Parameter):  # a constant of the graph: OpenVINO refuses a Clip and a QuantizeLinear of one
-            return torch.from_numpy(self(x.detach()).numpy())
         values = self.around_zero(x)
         return values + self.middle if self.middle else values
+
+
+class _OnnxConstant(OnnxPoint):
+    """Of what no image changes, added to what one does: OpenVINO takes no sum with the levels of a constant."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return torch.from_numpy(super().forward(x.detach()).detach().numpy())
 
 
 class _OnnxAroundZero(nn.Module):
@@ -109,6 +114,8 @@ def _onnx_point(name: str, point: nn.Module, target: Target, is_scored: bool) ->
     if isinstance(point, AffineQuantizer):
         if is_scored and target.scores is not None:
             return _OnnxAroundZero(point, target.scores)
+        if role(name) in LEARNT_TERMS:
+            return _OnnxConstant(point)
         return OnnxPoint(point, target.int8_activations)
     if isinstance(point, LogQuantizer):
         return _OnnxLogPoint(point)

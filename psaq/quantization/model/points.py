@@ -21,18 +21,20 @@ WEIGHT = "weight_quantizer"
 BARE_WEIGHT = "bare_weight"
 """A parameter that a product takes without a layer around it; quantised like a weight, wherever activations are."""
 
+LEARNT_TERMS = frozenset({"position_embedding", "bias_table"})
+"""Roles of what parameters alone give, and no image changes, before it is added to what images do."""
+
 _LINEAR = frozenset({"input", BARE_WEIGHT})
 _FACTORS = frozenset({"query", "key", "value", "probabilities", "left", "right"})
 _AUTHORS = frozenset(
     {
         "output",
         "tokens",
-        "position_embedding",
         "embedded",
         "scores",
-        "bias_table",
         "biased_scores",
         "residual",
+        *LEARNT_TERMS,
     }
 )
 

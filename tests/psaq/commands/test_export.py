@@ -61,12 +61,18 @@ def test_a_file_whose_sums_overflow_comes_with_a_word(
     assert ("sums overflow in onnxruntime here" in capsys.readouterr().out) == word
 
 
-@pytest.mark.parametrize("scope", ["all", "matmul"])
-def test_sums_in_integers_come_with_a_word(scope: Any, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("scope", "activations", "runtime", "word"),
+    [("all", 8, "onnxruntime", True), ("all", 4, "onnxruntime", False), ("matmul", 8, "onnxruntime", False)],
+)
+def test_sums_in_integers_come_with_a_word(
+    scope: Any, activations: int, runtime: Any, word: bool, tmp_path: Path, capsys
+) -> None:
     model = load_model("micro_vit")
-    save(quantize(model, gaussian_images(model, 4), Recipe.paper(8, 8, scope=scope)), tmp_path / "model.safetensors")
-    Export(tmp_path, tmp_path / "q.onnx", runtime="tensorrt", num_images=2, batch_size=2, repeats=1).run()
-    assert ("sums are added in integers" in capsys.readouterr().out) == (scope == "all")
+    recipe = Recipe.paper(8, activations, scope=scope)
+    save(quantize(model, gaussian_images(model, 4), recipe), tmp_path / "model.safetensors")
+    Export(tmp_path, tmp_path / "q.onnx", runtime=runtime, num_images=2, batch_size=2, repeats=1).run()
+    assert ("sums are added in integers" in capsys.readouterr().out) == word
 
 
 def test_products_of_uneven_levels_are_named(tmp_path: Path, capsys) -> None:

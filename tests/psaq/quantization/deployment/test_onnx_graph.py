@@ -10,6 +10,7 @@ from exported import as_exported
 from makes import images_for, made
 from repeats import also
 from sqnr import usual_sqnr
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from psaq import PsaqError, Recipe, describe, quantize
@@ -125,11 +126,56 @@ def test_every_point_is_a_pair_of_operators(vit: nn.Module, tmp_path: Path) -> N
     export_onnx(qmodel, tmp_path / "q.onnx")
     graph = onnx.load(str(tmp_path / "q.onnx"))
     operators = Counter(node.op_type for node in graph.graph.node)
-    points = live_points(qmodel).keys() - {"position_embedding"}  # of a parameter: a constant of the graph
+    points = live_points(qmodel).keys() - {"position_embedding"}  # which no image changes: a constant of the graph
     weights = sum(name.endswith("weight_quantizer") for name in points)
     assert operators["QuantizeLinear"] == len(points) - weights
     assert operators["DequantizeLinear"] == len(points)
     assert graph.opset_import[0].version == 21
+
+
+class Repeating(nn.Module):
+    """Repeats an embedding for each image, and ends in a weight without a layer."""
+
+    def __init__(self, joins: str):
+        super().__init__()
+        self.joins = joins
+        self.embed, self.block = nn.Conv2d(3, 16, 8, stride=8), Block(16, num_heads=2)
+        self.embedding, self.projection = nn.Parameter(torch.randn(1, 16, 16)), nn.Parameter(torch.randn(16, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches, learnt = self.embed(x).flatten(2).transpose(1, 2), self.embedding.repeat(len(x), 1, 1)
+        tokens = patches + learnt if self.joins == "sum" else torch.cat([learnt, patches], 1)
+        return self.block(tokens).mean(1) @ self.projection
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("joins", ["sum", "concatenation"])
+@pytest.mark.parametrize("scope", ["all", "matmul"])
+def test_what_is_repeated_for_each_image_is_so_for_any_number(scope: Any, joins: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    qmodel = quantize(describe(Repeating(joins).eval(), image_size=32), images(), Recipe.paper(7, 8, scope=scope))
+    points = Counter(map(role, live_points(qmodel)))
+    assert points["position_embedding"] == (scope == "all" and joins == "sum")
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    for count in (1, 5):
+        x = images(count, seed=2)
+        assert usual_sqnr(run(tmp_path / "q.onnx", x, as_it_is=True), qmodel(x)) > 40
+    levels = Counter(node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node)["QuantizeLinear"]
+    constants = points["position_embedding"] + points["weight_quantizer"]
+    assert levels == points.total() - constants, "a weight without a layer keeps its levels"
+
+
+def test_a_number_of_images_that_is_a_constant_is_refused(tmp_path: Path) -> None:
+    class Counting(Repeating):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * torch.arange(1.0, len(x) + 1)[:, None]
+
+    qmodel = quantize(describe(Counting("sum").eval(), image_size=32), images(), Recipe.paper(7, 8))
+    with pytest.raises(
+        PsaqError, match=r"Counting: its forward takes the number of images for a constant, as len\(x\)"
+    ):
+        export_onnx(qmodel, tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()
 
 
 def test_what_cannot_be_exported_is_refused(vit: nn.Module, tmp_path: Path) -> None:
