@@ -177,7 +177,7 @@ class Pair:
         loss = self.answers.disagreement(*answers)
         if self.lesson.block_weight:
             features, wanted = (emitted.take() for emitted in self.emitted)
-            assert features, "the blocks ran, and their hooks did not"
+            assert features or not self.emitted[0].modules, "the blocks ran, and their hooks did not"
             loss = loss + self.lesson.block_weight * feature_disagreement(features, wanted)
         if self.recorders:
             features, wanted = (recorder.features for recorder in self.recorders)

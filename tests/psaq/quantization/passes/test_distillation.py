@@ -13,6 +13,7 @@ from variants import build, images_for
 import psaq
 from psaq.images.held_out import calibration_scenes
 from psaq.quantization.model.layers import QuantLinear
+from psaq.quantization.model.walk import Blocks
 from psaq.quantization.passes import distillation
 from psaq.quantization.passes.disagreement import disagreement
 from psaq.quantization.passes.distillation import Lesson, answer_error, distil, teach
@@ -55,6 +56,16 @@ def test_training_that_does_harm_is_undone(vit, monkeypatch):
     monkeypatch.setattr(distillation, "Lesson", partial(Lesson, rates=Rates(floats=10.0)))
     distil(qmodel, vit, images, steps=3)
     assert all(torch.equal(tensor, state[key]) for key, tensor in qmodel.state_dict().items())
+
+
+def test_a_model_in_which_no_blocks_are_found_learns_by_its_answers(vit, monkeypatch):
+    monkeypatch.setattr(distillation, "blocks", lambda *_: Blocks((), (), 0))
+    images = torch.randn(4, 3, 32, 32)
+    losses = {}
+    for weight in (0.0, 1.0):
+        qmodel = quantize(vit, images, RECIPE)
+        losses[weight] = teach(qmodel, vit, images, 2, Lesson(images=2, block_weight=weight))
+    assert losses[1.0] == losses[0.0]
 
 
 @pytest.mark.parametrize("name", ["vit", *also("micro_swin", "micro_segmenter")])
