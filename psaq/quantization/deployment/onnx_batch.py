@@ -155,9 +155,10 @@ def _repeat_for_each(model: "onnx.ModelProto", name: str, values: Any) -> None:
     from onnx import helper, numpy_helper
 
     graph = model.graph
-    for kind in (graph.initializer, graph.node):
-        for each in [each for each in kind if name in (each.name, *getattr(each, "output", ()))]:
-            kind.remove(each)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name == name]:
+        graph.initializer.remove(tensor)
+    for node in [node for node in graph.node if name in node.output]:
+        graph.node.remove(node)
     graph.initializer.append(numpy_helper.from_array(values[:1], f"{name}_once"))
     shape = _with_count(model, f"{name}_shape", values.shape[1:])
     graph.node.insert(2, helper.make_node("Expand", [f"{name}_once", shape], [name]))

@@ -63,14 +63,15 @@ def test_the_default_file_of_few_bits_runs_in_integers_everywhere(qmodel: torch.
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
-@pytest.mark.parametrize("precision", [(4, 4), *also((6, 6)), *also((4, 8))], ids=str)
+@pytest.mark.parametrize("precision", [(6, 6), *also((4, 4))], ids=str)
 def test_openvino_takes_a_file_whose_sums_are_quantised(name: str, precision: tuple[int, int], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = load_model(name)
     qmodel = quantize(model, gaussian_images(model, 4), Recipe.paper(*precision, scope="all"))
     export_onnx(qmodel, tmp_path / "q.onnx")
     images = gaussian_images(model, 8, seed=3)
-    assert logit_sqnr(session(tmp_path / "q.onnx", "openvino")(images), qmodel(images)) > 10  # it rounds sums again
+    found, expected = session(tmp_path / "q.onnx", "openvino")(images), qmodel(images)
+    assert logit_sqnr(found, expected) > logit_sqnr(model(images), expected) + 3, "it rounds sums once more"
 
 
 def test_onnxruntime_multiplies_queries_with_keys_in_integers(tmp_path: Path) -> None:
