@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.models.calling import run
 from psaq.quantization.model.layers import QuantLayer
+from psaq.quantization.passes.factors import Factors, factors_of
 
 _MOST_INPUTS = 8192
 """Of a layer: the second moments of more would take gigabytes, and their factor hours."""
@@ -21,17 +21,17 @@ ROUNDING_REASON = f"grouped, transposed and padded convolutions and layers of mo
 
 
 class InputMean:
-    """The mean of a layer's input in float64, and how many rows each of its calls had."""
+    """The mean of what a layer multiplies its weight with, in float64, and how many of them each of its calls had."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
         self._sum: Tensor | None = None
 
-    def add(self, rows: Float[Tensor, "rows in"]) -> None:
+    def add(self, factors: Factors) -> None:
         """Count in a call."""
-        total = rows.double().sum(0)
+        total = factors.sum()
         self._sum = total if self._sum is None else self._sum + total
-        self.counts.append(len(rows))
+        self.counts.append(len(factors))
 
     @property
     def mean(self) -> Float[Tensor, " in"]:
@@ -47,7 +47,7 @@ def input_means(model: nn.Module, batches: Iterable[Tensor], layers: Iterable[st
     means = {name: InputMean() for name in products}
 
     def count(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        means[name].add(rows_of(products[name], inputs[0]))
+        means[name].add(factors_of(products[name], inputs[0]))
 
     with ExitStack() as stack:
         for name, layer in products.items():
@@ -65,12 +65,3 @@ def is_product(layer: Any) -> bool:
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
     return isinstance(layer, nn.Linear)
-
-
-def rows_of(layer: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor, "rows in"]:
-    """What each output element is a product with, where the layer is called with ``x``."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.flatten(0, -2)
-    assert not isinstance(layer.padding, str)
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return columns.transpose(1, 2).flatten(0, 1)

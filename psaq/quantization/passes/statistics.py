@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psaq.quantization.passes.factors import Factors
+
 _UNCERTAIN = 1e-12  # of a second moment, once float64 has subtracted that of the mean
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -24,21 +26,19 @@ class InputStatistics:
         self._sums: list[Tensor] = []
 
     @classmethod
-    def of_one(cls, inputs: Iterable[Float[Tensor, "rows in"]], centred: bool) -> "InputStatistics":
+    def of_one(cls, inputs: Iterable[Factors], centred: bool) -> "InputStatistics":
         """Of inputs that have no counterparts in full precision: each is its own."""
         statistics = cls(centred)
         for x in inputs:
             statistics.add(x, x)
         return statistics
 
-    def add(self, quantised: Float[Tensor, "rows in"], reference: Float[Tensor, "rows in"] | None = None) -> None:
-        """Count in a batch; rows of both belong together."""
-        noisy = quantised.double()
-        sums = [noisy.sum(0), noisy.T @ noisy]
+    def add(self, quantised: Factors, reference: Factors | None = None) -> None:
+        """Count in a batch; those of both belong together."""
+        sums = [quantised.sum(), quantised.products(quantised)]
         if reference is not None:
-            clean = reference.double()
-            sums += [clean.sum(0), noisy.T @ clean]
-        self.counts.append(len(noisy))
+            sums += [reference.sum(), quantised.products(reference)]
+        self.counts.append(len(quantised))
         self._sums = sums if not self._sums else [total + more for total, more in zip(self._sums, sums, strict=True)]
 
     @property

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from psaq.quantization.passes.factors import Rows
 from psaq.quantization.passes.statistics import InputStatistics
 
 
@@ -13,7 +14,7 @@ def rows(seed: int) -> torch.Tensor:
 def gathered(noisy: torch.Tensor, clean: torch.Tensor, centred: bool) -> InputStatistics:
     statistics = InputStatistics(centred)
     for start in (0, 20, 40):
-        statistics.add(noisy[start : start + 20], clean[start : start + 20])
+        statistics.add(Rows(noisy[start : start + 20]), Rows(clean[start : start + 20]))
     return statistics
 
 
