@@ -14,7 +14,7 @@ from psaq.quantization.model.layers import QuantLayer, add_to_bias
 from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, weight_points
 from psaq.quantization.model.walk import Walk, blocks
 from psaq.quantization.passes.distillation import distil
-from psaq.quantization.passes.factors import Factors, factors_of
+from psaq.quantization.passes.im2col import Vectors, vectors_of
 from psaq.quantization.passes.layer_inputs import ROUNDING, ROUNDING_REASON, input_means, is_product
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.passes.statistics import InputStatistics
@@ -141,25 +141,25 @@ class _InOrder:
     def _input_statistics(self, layer: str) -> InputStatistics:
         statistics = InputStatistics(self.recipe.bias_compensation)
         if not self.recipe.error_correction:
-            for noisy in self._factors(self.quantised, layer):
+            for noisy in self._vectors(self.quantised, layer):
                 statistics.add(noisy)
             return statistics
         assert self.reference is not None
         for noisy, clean in zip(
-            self._factors(self.quantised, layer), self._factors(self.reference, layer), strict=True
+            self._vectors(self.quantised, layer), self._vectors(self.reference, layer), strict=True
         ):
-            if len(noisy) != len(clean):
-                return InputStatistics.of_one(self._factors(self.quantised, layer), self.recipe.bias_compensation)
+            if not noisy.pairs_with(clean):
+                return InputStatistics.of_one(self._vectors(self.quantised, layer), self.recipe.bias_compensation)
             statistics.add(noisy, clean)
         return statistics
 
-    def _factors(self, walk: Walk, name: str) -> Iterator[Factors]:
+    def _vectors(self, walk: Walk, name: str) -> Iterator[Vectors]:
         """A layer's, call by call, through the quantiser of its input."""
         layer: Any = walk.model.get_submodule(name)
         point = f"{name}.input"
         inputs = self.seen.pop(point, None) if walk is self.quantised else None
         for x in walk.inputs(point) if inputs is None else inputs:
-            yield factors_of(layer, layer.get_submodule("input")(x))
+            yield vectors_of(layer, layer.get_submodule("input")(x))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from psaq.models.calling import run
 from psaq.quantization.model.layers import QuantLayer
-from psaq.quantization.passes.factors import Factors, factors_of
+from psaq.quantization.passes.im2col import Vectors, vectors_of
 
 _MOST_INPUTS = 8192
 """Of a layer: the second moments of more would take gigabytes, and their factor hours."""
@@ -27,11 +27,11 @@ class InputMean:
         self.counts: list[int] = []
         self._sum: Tensor | None = None
 
-    def add(self, factors: Factors) -> None:
+    def add(self, vectors: Vectors) -> None:
         """Count in a call."""
-        total = factors.sum()
+        total = vectors.sum()
         self._sum = total if self._sum is None else self._sum + total
-        self.counts.append(len(factors))
+        self.counts.append(len(vectors))
 
     @property
     def mean(self) -> Float[Tensor, " in"]:
@@ -47,7 +47,7 @@ def input_means(model: nn.Module, batches: Iterable[Tensor], layers: Iterable[st
     means = {name: InputMean() for name in products}
 
     def count(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        means[name].add(factors_of(products[name], inputs[0]))
+        means[name].add(vectors_of(products[name], inputs[0]))
 
     with ExitStack() as stack:
         for name, layer in products.items():

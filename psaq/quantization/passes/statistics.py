@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psaq.quantization.passes.factors import Factors
+from psaq.quantization.passes.im2col import Vectors
 
 _UNCERTAIN = 1e-12  # of a second moment, once float64 has subtracted that of the mean
 _TINY = torch.finfo(torch.float32).tiny
@@ -26,18 +26,18 @@ class InputStatistics:
         self._sums: list[Tensor] = []
 
     @classmethod
-    def of_one(cls, inputs: Iterable[Factors], centred: bool) -> "InputStatistics":
+    def of_one(cls, inputs: Iterable[Vectors], centred: bool) -> "InputStatistics":
         """Of inputs that have no counterparts in full precision: each is its own."""
         statistics = cls(centred)
         for x in inputs:
             statistics.add(x, x)
         return statistics
 
-    def add(self, quantised: Factors, reference: Factors | None = None) -> None:
-        """Count in a batch; those of both belong together."""
-        sums = [quantised.sum(), quantised.products(quantised)]
+    def add(self, quantised: Vectors, reference: Vectors | None = None) -> None:
+        """Count in a batch, and the same batch in full precision."""
+        sums = [quantised.sum(), quantised.outer_sum(quantised)]
         if reference is not None:
-            sums += [reference.sum(), quantised.products(reference)]
+            sums += [reference.sum(), quantised.outer_sum(reference)]
         self.counts.append(len(quantised))
         self._sums = sums if not self._sums else [total + more for total, more in zip(self._sums, sums, strict=True)]
 

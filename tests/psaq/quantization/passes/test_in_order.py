@@ -137,13 +137,19 @@ def test_a_grouped_convolution_is_rounded_to_nearest(vit, images):
     assert torch.equal(proj.weight, grouped.weight)
 
 
-def test_gptq_lowers_the_error_of_each_layers_output(vit, images):
-    """Judged on the first block's qkv, whose input both recipes quantise alike."""
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv", "patch_embed.proj.1"], ids=["linear", "convolution"])
+@pytest.mark.parametrize("error_correction", [0.0, 0.1])
+def test_gptq_lowers_the_error_of_a_layers_output(vit, images, name, error_correction):
+    """Judged on layers whose input both recipes quantise alike."""
+    if name.startswith("patch_embed"):
+        torch.manual_seed(0)
+        vit.patch_embed.proj = nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 48, 8, 8)
+        ).requires_grad_(False)
     errors = {}
     for rounding in ("nearest", "gptq"):
-        recipe = Recipe.accurate(3, 8, rounding=rounding, bias_compensation=True, weight_scales="max", **BARE)
-        qmodel = quantize(vit, images, recipe)
-        name = "blocks.0.attn.qkv"
+        parts = BARE | {"rounding": rounding, "bias_compensation": True, "error_correction": error_correction}
+        qmodel = quantize(vit, images, Recipe.accurate(3, 8, weight_scales="max", **parts))
         errors[rounding] = (outputs_of(qmodel, name, images) - outputs_of(vit, name, images)).square().mean()
     assert errors["gptq"] < 0.9 * errors["nearest"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from psaq.quantization.passes.factors import Rows
+from psaq.quantization.passes.im2col import vectors_of
 from psaq.quantization.passes.statistics import InputStatistics
 
 
@@ -14,7 +15,8 @@ def rows(seed: int) -> torch.Tensor:
 def gathered(noisy: torch.Tensor, clean: torch.Tensor, centred: bool) -> InputStatistics:
     statistics = InputStatistics(centred)
     for start in (0, 20, 40):
-        statistics.add(Rows(noisy[start : start + 20]), Rows(clean[start : start + 20]))
+        batch = [vectors_of(nn.Linear(4, 1), x[start : start + 20]) for x in (noisy, clean)]
+        statistics.add(*batch)
     return statistics
 
 

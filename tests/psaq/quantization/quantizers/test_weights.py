@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import points_in_scope, weight_points
-from psaq.quantization.passes.factors import Rows
+from psaq.quantization.passes.im2col import vectors_of
 from psaq.quantization.passes.statistics import InputStatistics
 from psaq.quantization.quantizers.activations import is_end
 from psaq.quantization.quantizers.affine import least_error_per_channel, symmetric_per_channel
@@ -29,7 +30,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def statistics_of(noisy: torch.Tensor, clean: torch.Tensor, centred: bool = False) -> InputStatistics:
     statistics = InputStatistics(centred)
-    statistics.add(Rows(noisy), Rows(clean))
+    statistics.add(*(vectors_of(nn.Linear(6, 3), x) for x in (noisy, clean)))
     return statistics
 
 
