@@ -72,8 +72,9 @@ class CpuSpeed:
     def run(self) -> None:
         rows = read_rows(self.out, Row)
         for name, precision in product(self.models, self.precisions):
-            known = {(row.model, row.precision, row.processor, row.images) for row in rows}
-            missing = [n for n in self.images if (name, precision, device_name("cpu"), n) not in known]
+            known = {(row.model, row.precision, row.processor, row.versions, row.images) for row in rows}
+            here = name, precision, device_name("cpu"), _versions()
+            missing = [n for n in self.images if (*here, n) not in known]
             if missing:
                 with TemporaryDirectory() as folder:
                     for timed in _tables(name, precision, missing, Path(folder)):

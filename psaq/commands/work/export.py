@@ -75,7 +75,6 @@ def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:
 
 
 def _in_words(verdict: Verdict, batch: int) -> str:
-    speed = verdict.float_milliseconds / verdict.milliseconds
     features = ", ".join(dot_products()) or "no 8-bit dot products"
     images = f"{verdict.images} images"
     same = (
@@ -85,7 +84,13 @@ def _in_words(verdict: Verdict, batch: int) -> str:
     )
     return (
         f"{verdict.runtime} beside the fake-quantised model: {same} {verdict.logit_sqnr:.1f} dB\n"
-        f"{batch} images on {device_name('cpu')} ({features}): {verdict.milliseconds:.1f} ms, float32 "
-        f"{verdict.float_milliseconds:.1f} ms, so {speed:.2f} times as fast; {verdict.products.integer} of "
-        f"{verdict.products.total} products in integers"
+        f"{batch} images on {device_name('cpu')} ({features}): {verdict.milliseconds:.1f} ms, "
+        f"{_beside_float(verdict)}; {verdict.products.integer} of {verdict.products.total} products in integers"
     )
+
+
+def _beside_float(verdict: Verdict) -> str:
+    taken = verdict.float_milliseconds
+    if taken is None:
+        return "float32 not run, for which an ONNX file is too small"
+    return f"float32 {taken:.1f} ms, so {taken / verdict.milliseconds:.2f} times as fast"

@@ -51,7 +51,8 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
             in float32, the bits of ``qmodel``, more slowly than a float model; on a GPU it is the only one.
 
     Returns:
-        A module for inference. In float32 it differs from ``qmodel`` by the rounding of its sums alone; what to
+        A module for inference. In float32 it differs from ``qmodel`` by the rounding of its sums alone, which makes
+        some levels differ by one, and by these, block after block, 1 to 3 % of the classes of a DeiT-Tiny; what to
         compare it with in half precision is `psaq.simulate`.
 
     Raises:

@@ -21,7 +21,7 @@ from psaq.quantization.deployment.onnx_attention import PlainAttention
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch, is_for_one_number
 from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
 from psaq.quantization.deployment.onnx_nibbles import store_nibbles
-from psaq.quantization.deployment.onnx_part import OnnxPart, part_of, refused, taken_by
+from psaq.quantization.deployment.onnx_part import OnnxPart, check_fits, part_of, refused, taken_by
 from psaq.quantization.deployment.onnx_points import UINT8_ZERO, OnnxPoint, swap_points
 from psaq.quantization.deployment.onnx_targets import TARGETS, Target
 from psaq.quantization.deployment.unwatched import stop_watching
@@ -83,8 +83,9 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
         runtime: "onnxruntime", "openvino", "tensorrt" or None.
 
     Raises:
-        PsaqError: not a quantised model, or one that cannot be exported whole; an unknown runtime; a quantiser that
-            ONNX has no operator for, an onnx package that is missing, or a file that cannot be written.
+        PsaqError: not a quantised model, or one that cannot be exported whole or has over 2 GiB there; an unknown
+            runtime; a quantiser that ONNX has no operator for, an onnx package that is missing, or a file that cannot
+            be written.
     """
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
@@ -328,6 +329,7 @@ def _traced(
 ) -> tuple["onnx.ModelProto", set[str]]:
     """The graph of the model or its part, and what the narrow weights are called there."""
     traced = OnnxPart(part_of(model, part))
+    check_fits(traced.model)
     few, more = (_trace(traced, model, qmodel, count, any_number=False) for count in (FEW, MORE))
     graph = few if free_batch(few, more) else _traced_for_any_number(traced, model, qmodel)
     next(imported for imported in graph.opset_import if not imported.domain).version = OPSET

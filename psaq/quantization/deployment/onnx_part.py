@@ -1,5 +1,6 @@
 """What of a model goes into an ONNX graph: all of it, or a part, with tensors in and tensors out."""
 
+from itertools import chain
 from typing import Any
 
 from jaxtyping import Float
@@ -9,6 +10,9 @@ from psaq.errors import PsaqError
 from psaq.models.calling import logits_of, run, takes, tensors_of
 
 Images = Float[Tensor, "images channels height width"]
+
+MOST_BYTES = 2**31 - 2**24
+"""Of tensors in a file: protobuf has 2 GiB, of which the graph needs a little."""
 
 
 class OnnxPart(nn.Module):
@@ -46,6 +50,21 @@ def part_of(model: nn.Module, part: str | None) -> nn.Module:
         raise PsaqError(
             f"part {part!r}: {type(model).__name__} has none of that name; it has {_parts(model)}"
         ) from error
+
+
+def fits(tensors: int) -> bool:
+    """Whether an ONNX file can hold tensors of so many bytes."""
+    return tensors <= MOST_BYTES
+
+
+def check_fits(part: nn.Module) -> None:
+    """Raises PsaqError where the part's tensors, as they are, are more than an ONNX file can hold."""
+    size = sum(tensor.nbytes for tensor in chain(part.parameters(), part.buffers()))
+    if not fits(size):
+        raise PsaqError(
+            f"{type(part).__name__}: its tensors take {size / 2**30:.1f} GiB in the file, and an ONNX file holds 2; "
+            f"leave less in float, or name a part: {_parts(part)}"
+        )
 
 
 def taken_by(part: nn.Module, model: nn.Module, images: Images) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from psaq.choices import Runtime
 from psaq.models.answers import Answering
+from psaq.models.copying import copied
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.onnx_graph import export_float_onnx
-from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, products, session, settle
+from psaq.quantization.deployment.onnx_part import fits, part_of
+from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, Session, products, session, settle
 from psaq.tasks.classification import logit_sqnr
 
 
@@ -30,8 +32,8 @@ class Verdict:
     """In dB."""
     milliseconds: float
     """For one batch."""
-    float_milliseconds: float
-    """For the same batch with every quantisation point off."""
+    float_milliseconds: float | None
+    """For the same batch with every quantisation point off; None of a model too large for an ONNX file in float32."""
     products: Products
 
 
@@ -52,18 +54,25 @@ def check_onnx(
         PsaqError: the runtime is missing.
     """
     quantized = session(path, runtime)
-    with TemporaryDirectory() as folder:
-        export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
-        full = session(Path(folder) / "float.onnx", runtime)
+    full = _in_float32(qmodel, part, runtime)
     batches = images.split(batch_size)
     found = _answered(quantized, batches, runtime, progress)
-    answers = Answering((qmodel if part is None else qmodel.get_submodule(part)).cpu())
+    answers = Answering(copied(part_of(qmodel, part)).cpu())
     expected = _answered(answers, batches, "Fake-quantised", progress)
     same = (found.argmax(1) == expected.argmax(1)).double()
     agreement = 100 * same.mean().item() if answers.has_classes else None
-    taken, float_taken = (_milliseconds(run, batches[0], repeats) for run in (quantized, full))
+    taken = _milliseconds(quantized, batches[0], repeats)
+    float_taken = None if full is None else _milliseconds(full, batches[0], repeats)
     ran = products(path, runtime, batches[0])
     return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
+
+
+def _in_float32(qmodel: nn.Module, part: str | None, runtime: Runtime) -> Session | None:
+    if not fits(sum(4 * parameter.numel() for parameter in part_of(qmodel, part).parameters())):
+        return None
+    with TemporaryDirectory() as folder:
+        export_float_onnx(qmodel, Path(folder) / "float.onnx", part)
+        return session(Path(folder) / "float.onnx", runtime)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ class Doubling(nn.Module):
 
     def forward(self, images):
         self.runs += 1
-        return 2 * images
+        return {"logits": 2 * images}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def recorded(monkeypatch):
 
     class Graph:
         def replay(self):
-            captured._answers.copy_(2 * captured._images)
+            captured._answers["logits"].copy_(2 * captured._images)
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
@@ -46,8 +46,8 @@ def recorded(monkeypatch):
 def test_a_replay_answers_for_the_images_given_and_never_runs_the_model(recorded):
     runs = recorded.model.runs
     first, images = recorded(torch.full((2, 3, 4, 4), 3.0)), torch.randn(2, 3, 4, 4)
-    assert torch.equal(recorded(images), 2 * images)
-    assert (first == 6).all()  # an answer is the caller's: the next replay leaves it alone
+    assert torch.equal(recorded(images)["logits"], 2 * images)
+    assert (first["logits"] == 6).all()  # an answer is the caller's: the next replay leaves it alone
     assert recorded.model.runs == runs == cuda_graph.WARM_UP + 1
 
 

@@ -11,6 +11,7 @@ from launch import environment
 from repeats import also
 
 from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize
+from psaq.quantization.deployment import onnx_part
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
 from psaq.quantization.deployment.runtimes import installed, products, session, settle
 from psaq.quantization.deployment.verdict import check_onnx
@@ -37,6 +38,18 @@ def test_the_check_compares_with_the_model_it_is_given(qmodel: torch.nn.Module, 
     with torch.no_grad():
         qmodel.head.weight.neg_()
     assert check_onnx(tmp_path / "q.onnx", qmodel, images, batch_size=4, repeats=1).logit_sqnr < 0
+
+
+def test_a_model_too_large_in_float32_is_checked_without_it(qmodel, tmp_path, monkeypatch) -> None:
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    size = 4 * sum(parameter.numel() for parameter in qmodel.parameters())
+    monkeypatch.setattr(onnx_part, "MOST_BYTES", size - 1)
+    verdict = check_onnx(tmp_path / "q.onnx", qmodel, gaussian_images(qmodel, 4), batch_size=4, repeats=1)
+    assert verdict.float_milliseconds is None
+    assert verdict.logit_sqnr > 15
+    export_onnx(qmodel, tmp_path / "again.onnx")  # its integers take less
+    with pytest.raises(PsaqError, match=r"GiB in the file, and an ONNX file holds 2; .* a part: .*blocks"):
+        export_float_onnx(qmodel, tmp_path / "float.onnx")
 
 
 @pytest.mark.parametrize("bits", [7, 4])
