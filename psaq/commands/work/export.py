@@ -92,5 +92,5 @@ def _in_words(verdict: Verdict, batch: int) -> str:
 def _beside_float(verdict: Verdict) -> str:
     taken = verdict.float_milliseconds
     if taken is None:
-        return "float32 not run, for which an ONNX file is too small"
+        return "float32 not run: too large for an ONNX file"
     return f"float32 {taken:.1f} ms, so {taken / verdict.milliseconds:.2f} times as fast"
