@@ -16,16 +16,15 @@ Pair = tuple[int, int]
 class Vectors(Protocol):
     """Those of one call of a layer: a linear layer's tokens, a convolution's windows."""
 
-    def __len__(self) -> int: ...
+    called_with: torch.Size
+    """The shape of the layer's input: vectors of calls with one shape belong together, position by position."""
 
-    def pairs_with(self, other: Self) -> bool:
-        """Whether another call of the layer had the same output positions."""
-        ...
+    def __len__(self) -> int: ...
 
     def sum(self) -> Float64[Tensor, " in"]: ...
 
     def outer_sum(self, other: Self) -> Float64[Tensor, "in in"]:
-        """Σ x yᵀ over all positions, x of this call and y of the other."""
+        """Σ x yᵀ over all positions, x of this call and y of another with the same shape."""
         ...
 
 
@@ -50,13 +49,10 @@ class Rows:
     """
 
     def __init__(self, rows: Float[Tensor, "*positions in"], called_with: torch.Size):
-        self._rows, self._called_with = rows.flatten(0, -2), called_with
+        self._rows, self.called_with = rows.flatten(0, -2), called_with
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def pairs_with(self, other: "Rows") -> bool:
-        return self._called_with == other._called_with
 
     def sum(self) -> Float64[Tensor, " in"]:
         return self._rows.double().sum(0)
@@ -80,7 +76,7 @@ class Windows:
 
     def __init__(self, layer: nn.Conv2d, images: Float[Tensor, "images channels height width"]):
         assert not isinstance(layer.padding, str)
-        self._images = images
+        self._images, self.called_with = images, images.shape
         self._padding = _pair(layer.padding)
         steps = zip(_pair(layer.kernel_size), _pair(layer.dilation), strict=True)
         rows, columns = (range(0, size * step, step) for size, step in steps)
@@ -97,9 +93,6 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self._images) * self._positions[0] * self._positions[1]
-
-    def pairs_with(self, other: "Windows") -> bool:
-        return self._images.shape == other._images.shape
 
     def sum(self) -> Float64[Tensor, " in"]:
         pixels = self._pixels()

@@ -148,7 +148,7 @@ class _InOrder:
         for noisy, clean in zip(
             self._vectors(self.quantised, layer), self._vectors(self.reference, layer), strict=True
         ):
-            if not noisy.pairs_with(clean):
+            if noisy.called_with != clean.called_with:
                 return InputStatistics.of_one(self._vectors(self.quantised, layer), self.recipe.bias_compensation)
             statistics.add(noisy, clean)
         return statistics

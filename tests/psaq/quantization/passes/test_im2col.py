@@ -85,8 +85,8 @@ def test_settings_of_a_convolution_may_be_single_numbers():
 def test_calls_with_images_of_other_sizes_do_not_belong_together(stride):
     layer, wide, high = nn.Conv2d(3, 1, 3, stride, 1), torch.zeros(1, 3, 8, 12), torch.zeros(1, 3, 12, 8)
     assert len(vectors_of(layer, wide)) == len(vectors_of(layer, high))
-    assert not vectors_of(layer, wide).pairs_with(vectors_of(layer, high))
-    assert vectors_of(layer, wide).pairs_with(vectors_of(layer, wide + 1))
+    assert vectors_of(layer, wide).called_with != vectors_of(layer, high).called_with
+    assert vectors_of(layer, wide).called_with == vectors_of(layer, wide + 1).called_with
 
 
 def test_a_linear_layer_has_a_vector_for_each_token():
