@@ -32,8 +32,18 @@ def _largest_exact_weight() -> int:
 
 def dot_products() -> list[str]:
     """The processor's instructions for sums of 8-bit products, as torch names them."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = _capabilities()
     return [name for name in _DOT_PRODUCTS if capabilities.get(name)]
+
+
+def has_bfloat16_vectors() -> bool:
+    """Whether it multiplies bfloat16 in vectors, and not in AMX's tiles: torch's fused attention is made for these."""
+    capabilities = _capabilities()
+    return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_bf16")
+
+
+def _capabilities() -> dict[str, object]:
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _has_products() -> bool:

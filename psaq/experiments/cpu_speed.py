@@ -91,7 +91,8 @@ def _tables(name: str, precision: str, counts: list[int], folder: Path) -> Itera
     bits = parse_precision(precision)
     linear, matmul = (quantize(model, noise, Recipe(*bits, scope, softmax="log")) for scope in ("linear", "matmul"))
     variants = variants_of(model, linear, torch.float32, compiled=True)
-    variants |= {"bfloat16, compiled": torch.compile(variants["bfloat16"]), "torchao, compiled": _torchao(model)}  # type: ignore[dict-item]
+    more = {f"{name}, compiled": torch.compile(variants[name]) for name in ("bfloat16", "integers + bfloat16")}
+    variants |= {**more, "torchao, compiled": _torchao(model)}  # type: ignore[dict-item]
     sessions, counted = _sessions(model, linear, matmul, noise, folder)
     machine = (device_name("cpu"), " ".join(dot_products()) or "none", _versions())
     for count in counts:

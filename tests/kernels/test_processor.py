@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from psaq_kernels import processor
-from psaq_kernels.processor import BYTE, SEVEN_BITS, dot_products, largest_exact_weight
+from psaq_kernels.processor import BYTE, SEVEN_BITS, dot_products, has_bfloat16_vectors, largest_exact_weight
 
 
 def sums(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -51,3 +51,19 @@ def test_the_largest_weight_that_passes_is_taken(
 def test_a_processor_without_vectors_has_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert processor._largest_exact_weight.__wrapped__() == 0
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "vectors"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": True, "amx_bf16": True}, False),
+        ({"avx2": True}, False),
+        ({}, False),
+    ],
+)
+def test_tiles_of_bfloat16_are_no_vectors(
+    capabilities: dict[str, bool], vectors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_bfloat16_vectors() is vectors

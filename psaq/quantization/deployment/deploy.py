@@ -3,6 +3,7 @@
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from psaq.errors import PsaqError
 from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.heads import classes_or_none
+from psaq.quantization.deployment.attention import WrittenOut, in_chunks
 from psaq.quantization.deployment.integer import (
     FLOATS,
     ONEDNN,
@@ -26,6 +28,7 @@ from psaq.quantization.model.points import WEIGHT, Point, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer
 from psaq_kernels import PerTensor, QuantizedWeight
 from psaq_kernels.linear_onednn import runs_in_integers
+from psaq_kernels.processor import has_bfloat16_vectors
 
 Backend = Literal["exact", "onednn"]
 """How integers are multiplied: with the simulation's very bits, or by oneDNN on a CPU."""
@@ -65,14 +68,16 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
         raise PsaqError(f"dtype {dtype}: deploy computes in float32, float16 or bfloat16")
     product = _product(backend, next(qmodel.parameters()).device)
     model = copied(qmodel).requires_grad_(False).eval()
-    simulated = live_points(model).keys()
+    points = live_points(model).keys()
     converted = _swap_layers(model, dtype, product)
     if not converted:
         raise PsaqError(f"{qmodel.psaq_recipe}: leaves no linear layer that integers can compute")
     _join_neighbours(model)
     stop_watching(model)
     covered = {f"{name}.{point}" for name in converted for point in ("input", WEIGHT)}
-    return IntegerModel(model.to(dtype), dtype, [name for name in simulated if name not in covered])
+    simulated = [name for name in points if name not in covered]
+    in_products = product == ONEDNN and dtype == torch.bfloat16 and has_bfloat16_vectors()
+    return IntegerModel(model.to(dtype), dtype, simulated, WrittenOut(in_chunks) if in_products else nullcontext())
 
 
 def _product(backend: Backend | None, device: torch.device) -> str | None:
@@ -93,13 +98,17 @@ class IntegerModel(nn.Module):
         model: the model with its layers swapped.
         dtype: in which it computes what is not in integers.
         simulated: the quantisation points that no kernel covers; they stay fake-quantised.
+        attention: what is entered while it is compiled, so that attention is computed the fastest way.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, simulated: list[str]):
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, simulated: list[str], attention: AbstractContextManager[Any]
+    ):
         super().__init__()
         self.model = model
         self.dtype = dtype
         self.simulated = simulated
+        self.attention = attention
         self.psaq_takes = takes(model)
         self.psaq_classes = classes_or_none(model)
         if (task := getattr(model, "psaq_task", None)) is not None:
@@ -112,7 +121,9 @@ class IntegerModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        # A mode costs a call of Python for each of torch's; where Python runs, small models would lose by it.
+        with self.attention if torch.compiler.is_compiling() else nullcontext():
+            return self.model(*args, **kwargs)
 
     def extra_repr(self) -> str:
         layers = Counter(type(module).__name__ for module in self.modules() if isinstance(module, _INTEGER))

@@ -17,7 +17,7 @@ from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.copying import copied
 from psaq.models.zoo import data_config
-from psaq.quantization.deployment.onnx_attention import PlainAttention
+from psaq.quantization.deployment.attention import WrittenOut, whole
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch, is_for_one_number
 from psaq.quantization.deployment.onnx_groups import RUNTIME_DOMAIN, OnnxGroups, has_groups
 from psaq.quantization.deployment.onnx_nibbles import store_nibbles
@@ -354,7 +354,7 @@ def _trace(traced: OnnxPart, model: nn.Module, qmodel: nn.Module, count: int, an
     images = taken_by(traced.model, model, torch.zeros(count, config.channels, *config.image_size))
     outputs = _output_names(traced(images))
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), PlainAttention():
+    with warnings.catch_warnings(), WrittenOut(whole):
         # torch's newer exporter needs a package more; the older one announces that it is the older one, and that
         # timm's checks of image sizes are not part of the graph.
         warnings.filterwarnings("ignore", category=DeprecationWarning)

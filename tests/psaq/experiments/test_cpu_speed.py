@@ -31,8 +31,8 @@ def options(vit, tmp_path, monkeypatch):
 def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
     options.run()
     rows = read_rows(options.out, Row)
-    assert [row.images for row in rows] == [1] * 17 + [2] * 17
-    assert len({row.variant for row in rows}) == 17
+    assert [row.images for row in rows] == [1] * 18 + [2] * 18
+    assert len({row.variant for row in rows}) == 18
     by_name = {row.variant: row for row in rows if row.images == 2}
     assert by_name["float32"].speedup == 1
     for row in by_name.values():
@@ -43,7 +43,7 @@ def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
     asked: list[list[int]] = []
     monkeypatch.setattr(cpu_speed, "_tables", lambda _name, _precision, counts, _folder: asked.append(counts) or [])
     options.run()
-    assert (asked, len(read_rows(options.out, Row))) == ([], 34)
+    assert (asked, len(read_rows(options.out, Row))) == ([], 36)
     monkeypatch.setattr(cpu_speed, "_versions", lambda: "of tomorrow")
     options.run()
     assert asked == [[1, 2]]
