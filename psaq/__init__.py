@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from psaq.models.features import patch_features
     from psaq.models.zoo import load_model
     from psaq.quantization.checkpoint import load, save
-    from psaq.quantization.deployment.cuda_graph import CapturedModel, capture
+    from psaq.quantization.deployment.capture import capture
+    from psaq.quantization.deployment.captured import CapturedModel
     from psaq.quantization.deployment.deploy import IntegerModel, deploy
     from psaq.quantization.deployment.simulate import simulate
     from psaq.quantization.pipeline import left_out, quantize
@@ -47,7 +48,8 @@ _HOMES = {
     "psaq.models.features": ("patch_features",),
     "psaq.models.zoo": ("load_model",),
     "psaq.quantization.checkpoint": ("load", "save"),
-    "psaq.quantization.deployment.cuda_graph": ("CapturedModel", "capture"),
+    "psaq.quantization.deployment.capture": ("capture",),
+    "psaq.quantization.deployment.captured": ("CapturedModel",),
     "psaq.quantization.deployment.deploy": ("IntegerModel", "deploy"),
     "psaq.quantization.deployment.simulate": ("simulate",),
     "psaq.quantization.pipeline": ("left_out", "quantize"),

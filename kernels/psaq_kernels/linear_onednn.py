@@ -23,9 +23,19 @@ def quant_linear(
     x: UInt8[Tensor, "rows inputs"], weight: QuantizedWeight, input: PerTensor, epilogue: Epilogue
 ) -> Float[Tensor, "rows outputs"] | UInt8[Tensor, "rows outputs"]:
     """See `psaq_kernels.quant_linear`; levels come in and go out as they are, from 0 to 2^bits − 1."""
-    prepared = _prepared(weight)
+    return prepared_linear(x, _prepared(weight), weight.scale, input, epilogue)
+
+
+def prepared_linear(
+    x: UInt8[Tensor, "rows inputs"],
+    weight: "Prepared",
+    scale: Float32[Tensor, "outputs"],
+    input: PerTensor,
+    epilogue: Epilogue,
+) -> Float[Tensor, "rows outputs"] | UInt8[Tensor, "rows outputs"]:
+    """The same with the weight as oneDNN reads it."""
     if not len(x):
-        return x.new_empty(0, weight.outputs, dtype=epilogue.dtype)
+        return x.new_empty(0, len(scale), dtype=epilogue.dtype)
     output = epilogue.output
     # oneDNN's own levels are bytes; where a level has fewer bits, its range is a clamp of ours.
     emits = output is not None and output.bits == BYTE_BITS
@@ -33,9 +43,9 @@ def quant_linear(
         x.contiguous(),
         input.scale,
         input.zero_point,
-        prepared.values,
-        weight.scale,
-        prepared.zeros,
+        weight.values,
+        scale,
+        weight.zeros,
         epilogue.bias,
         output.scale if emits and output else 1.0,
         output.zero_point if emits and output else 0,
@@ -63,7 +73,7 @@ def runs_in_integers(weight: QuantizedWeight) -> bool:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """Integers in the order that oneDNN reads them, and the version of the tensor that they were in."""
 
     values: Tensor
@@ -75,15 +85,15 @@ _weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """By the integers that they were made of, for as long as these live."""
 
 
-def _prepared(weight: QuantizedWeight) -> _Prepared:
+def _prepared(weight: QuantizedWeight) -> Prepared:
     version = 0 if weight.values.is_inference() else weight.values._version
     known = _weights.get(weight.values)
     if known is None or known.version != version:
-        known = _weights[weight.values] = _prepare(weight, version)
+        known = _weights[weight.values] = prepare(weight, version)
     return known
 
 
-def _prepare(weight: QuantizedWeight, version: int) -> _Prepared:
+def prepare(weight: QuantizedWeight, version: int = 0) -> Prepared:
     if weight.group is not None:
         raise BackendError(f'backend="onednn" cannot run: {NO_GROUPS}; use backend="torch" or leave it out')
     if not runs_in_integers(weight):
@@ -92,7 +102,7 @@ def _prepare(weight: QuantizedWeight, version: int) -> _Prepared:
             f'{largest_exact_weight()}, and this one has larger ones; use backend="torch" or leave it out'
         )
     packed = torch.ops.onednn.qlinear_prepack(weight.integers(), None)
-    return _Prepared(packed, torch.zeros(weight.outputs, dtype=torch.int32), version)
+    return Prepared(packed, torch.zeros(weight.outputs, dtype=torch.int32), version)
 
 
 # Levels as bytes ----------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run, medians
 from psaq.images.batches import gaussian_images
+from psaq.quantization.deployment.capture import capture
+from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.integer import IntegerLinear
 from psaq.quantization.deployment.onnx_graph import export_float_onnx, export_onnx
@@ -58,6 +61,15 @@ def variants_of(model: nn.Module, qmodel: nn.Module, dtype: torch.dtype, compile
         for name in (name_of(dtype), _integers(dtype)):
             variants[f"{name}, compiled"] = torch.compile(variants[name])  # type: ignore[assignment]
     return variants
+
+
+def captured(
+    variants: Mapping[str, nn.Module],
+    images: Float[Tensor, "images channels height width"],
+    dtypes: Sequence[torch.dtype],
+) -> dict[str, nn.Module]:
+    """The models in integers beside these types, made ready for batches like ``images`` alone."""
+    return {f"{name}, captured": capture(variants[name], images) for name in map(_integers, dtypes)}
 
 
 def model_times(
@@ -141,7 +153,8 @@ def runtime_sessions(qmodel: nn.Module) -> dict[str, Session]:
 def _forward(variant: nn.Module, images: Tensor) -> Run:
     """The integer model reads float32 images; a cast one takes them cast."""
     first = next(variant.parameters()).dtype
-    batch = images if hasattr(variant, "simulated") else images.to(first)
+    in_integers = hasattr(variant, "simulated") or isinstance(variant, CapturedModel)
+    batch = images if in_integers else images.to(first)
     return lambda: variant(batch)
 
 

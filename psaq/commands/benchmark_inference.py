@@ -19,7 +19,8 @@ class BenchmarkInference:
     images: tuple[int, ...] = (1, 8, 32, 128)
     """Batch sizes."""
     compiled: bool | None = None
-    """Time torch.compile's versions, too; by default on a GPU only."""
+    """Time torch.compile's versions, too, by default on a GPU only; where asked for, also psaq.capture's, which takes
+    minutes for every batch size."""
     runtimes: bool | None = None
     """Time the runtimes that are installed, too; by default on a CPU."""
     repeats: int = 10

@@ -8,6 +8,7 @@ import torch
 from psaq.benchmarks.inference import (
     LayerTime,
     ModelTime,
+    captured,
     layer_times,
     model_times,
     name_of,
@@ -40,7 +41,10 @@ def run(options: BenchmarkInference) -> None:
         print(f"8-bit dot products: {', '.join(dot_products()) or 'none'}")
         sessions = runtime_sessions(qmodel)
     folder = None if options.out is None else RunFolder(options.out, "benchmark inference", replace(options, out=None))
-    whole = [row for count in options.images for row in model_times(variants, sessions, model, count, options.repeats)]
+    whole = []
+    for count in options.images:
+        ready = captured(variants, gaussian_images(model, count), (dtype,)) if options.compiled else {}
+        whole += model_times(variants | ready, sessions, model, count, options.repeats)
     print(_model_table(whole))
     layers = {count: layer_times(variants, model, dtype, count, options.repeats) for count in options.images}
     for count, rows in layers.items():

@@ -12,7 +12,7 @@ from psaq.quantization.quantizers.keeps_types import KeepsTypes
 from psaq_kernels import PerTensor, QuantizedWeight, layer_norm_quantize, quant_linear
 from psaq_kernels.epilogue import Epilogue
 from psaq_kernels.linear_float import float_linear, folded, layer_norm_steps, steps_of
-from psaq_kernels.linear_onednn import bytes_of, layer_norm_bytes
+from psaq_kernels.linear_onednn import Prepared, bytes_of, layer_norm_bytes, prepare, prepared_linear
 from psaq_kernels.linear_onednn import quant_linear as onednn_linear
 
 ONEDNN, FLOATS = "onednn", "floats"
@@ -59,6 +59,7 @@ class IntegerLinear(KeepsTypes):
         self.emitted: PerTensor | None = None
         self.emitted_type = dtype
         self.reads_levels = False  # from the layer before it
+        self.prepared: Prepared | None = None
         self.register_buffer("values", weight.values)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("column_sums", weight.column_sums)
@@ -91,6 +92,11 @@ class IntegerLinear(KeepsTypes):
         self.emitted, self.emitted_type = following.input, following.level_type
         following.reads_levels = True
 
+    def freeze(self) -> None:
+        """Keep the weight as oneDNN reads it, for a compiler that takes weights for constants."""
+        if self.backend == ONEDNN:
+            self.prepared = prepare(self.integers)
+
     def levels(self, x: Float[Tensor, "..."]) -> Tensor:
         """How it reads numbers: as levels, unless `quant_linear` quantises them."""
         if self.backend == FLOATS:
@@ -103,7 +109,7 @@ class IntegerLinear(KeepsTypes):
             if self.backend == FLOATS:
                 assert self.folded is not None
                 return float_linear(x, self.folded, self._epilogue())
-            if self.backend == ONEDNN and not torch.compiler.is_compiling():
+            if self.prepared is not None or (self.backend == ONEDNN and not torch.compiler.is_compiling()):
                 return self._by_onednn(x)
             return quant_linear(
                 x,
@@ -119,7 +125,10 @@ class IntegerLinear(KeepsTypes):
     def _by_onednn(self, levels: UInt8[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"] | Levels:
         """At small batches the checks of `quant_linear` would take as long as the product."""
         rows = levels.reshape(-1, self.inputs)
-        y = onednn_linear(rows, self.integers, self.input, self._epilogue())
+        if self.prepared is None:
+            y = onednn_linear(rows, self.integers, self.input, self._epilogue())
+        else:
+            y = prepared_linear(rows, self.prepared, self.scale, self.input, self._epilogue())
         return y.view(*levels.shape[:-1], -1)
 
     def _epilogue(self) -> Epilogue:

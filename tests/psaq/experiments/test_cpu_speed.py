@@ -18,7 +18,7 @@ pytest.importorskip("openvino")
 def options(vit, tmp_path, monkeypatch):
     vit.pretrained_cfg = {**vit.pretrained_cfg, "input_size": (3, 32, 32)}
     monkeypatch.setattr(cpu_speed.timm, "create_model", lambda _: vit)
-    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     # NNCF and torchao are no dependencies, not even of the tests.
     monkeypatch.setattr(cpu_speed, "nncf_file", lambda _model, _noise, folder: folder / "openvino-linear.onnx")
     monkeypatch.setattr(cpu_speed, "_torchao", lambda model: model)
@@ -31,8 +31,8 @@ def options(vit, tmp_path, monkeypatch):
 def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
     options.run()
     rows = read_rows(options.out, Row)
-    assert [row.images for row in rows] == [1] * 18 + [2] * 18
-    assert len({row.variant for row in rows}) == 18
+    assert [row.images for row in rows] == [1] * 20 + [2] * 20
+    assert len({row.variant for row in rows}) == 20
     by_name = {row.variant: row for row in rows if row.images == 2}
     assert by_name["float32"].speedup == 1
     for row in by_name.values():
@@ -43,7 +43,7 @@ def test_every_form_is_timed_at_every_batch_once(options, monkeypatch):
     asked: list[list[int]] = []
     monkeypatch.setattr(cpu_speed, "_tables", lambda _name, _precision, counts, _folder: asked.append(counts) or [])
     options.run()
-    assert (asked, len(read_rows(options.out, Row))) == ([], 36)
+    assert (asked, len(read_rows(options.out, Row))) == ([], 40)
     monkeypatch.setattr(cpu_speed, "_versions", lambda: "of tomorrow")
     options.run()
     assert asked == [[1, 2]]
