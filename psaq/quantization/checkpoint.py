@@ -89,7 +89,14 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
     floats = dict(unpacked(qmodel, tensors, header["points"]))
     _load_strictly(qmodel, {**tensors, **floats})
     _compute_buffers(qmodel)
-    return qmodel.to(getattr(torch, header["dtype"])) if "dtype" in header else qmodel
+    qmodel = qmodel.to(getattr(torch, header["dtype"])) if "dtype" in header else qmodel
+    return qmodel if model is None else _beside(model, qmodel)
+
+
+def _beside(model: nn.Module, qmodel: nn.Module) -> nn.Module:
+    """``qmodel``, whose quantisers were read to the CPU, where ``model`` is, unless that has no memory."""
+    device = next(model.parameters()).device
+    return qmodel if device.type == "meta" else qmodel.to(device)
 
 
 def _architecture(header: Mapping[str, Any], meta: bool) -> nn.Module:

@@ -106,7 +106,7 @@ def _add_biases(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """A compensated layer has a bias even where the architecture has none."""
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantLayer) and module.bias is None and f"{name}.bias" in tensors:
-            module.bias = nn.Parameter(torch.zeros(len(module.rows(module.weight))))
+            module.bias = nn.Parameter(module.weight.new_zeros(len(module.rows(module.weight))))
 
 
 def _add_pixels(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:

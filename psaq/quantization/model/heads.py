@@ -132,7 +132,7 @@ class _MarkedRun:
     def _marking(self, first: int) -> Callable[..., Tensor]:
         def mark(module: Any, _: object, output: Tensor) -> Tensor:
             axis = -1 if isinstance(module, nn.Linear) or module.weight.ndim == 2 else 1
-            numbers = torch.arange(first, first + output.shape[axis], dtype=output.dtype)
+            numbers = torch.arange(first, first + output.shape[axis], dtype=output.dtype, device=output.device)
             shape = [1] * output.ndim
             shape[axis] = -1
             return numbers.view(shape).expand_as(output).contiguous()
@@ -184,7 +184,7 @@ class _MarkedRun:
         if row is None or sorted(row.tolist()) != sorted(wanted.flatten().tolist()):
             return None
         place = {number: column for column, number in enumerate(row.tolist())}
-        columns = torch.tensor([place[number] for number in wanted.flatten().tolist()])
+        columns = wanted.new_tensor([place[number] for number in wanted.flatten().tolist()])
         return Projection(layer, columns.view_as(wanted))
 
 

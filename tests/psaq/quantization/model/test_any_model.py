@@ -25,7 +25,9 @@ from psaq.quantization.deployment.deploy import deploy
 from psaq.quantization.deployment.simulate import simulate
 from psaq.quantization.layer_errors import layer_sqnr
 from psaq.quantization.model.conversion import converted
+from psaq.quantization.model.heads import _MarkedRun
 from psaq.quantization.model.points import all_points, live_points, points_in_scope
+from psaq.quantization.model.structure import StructureReader
 from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.quantization.sensitivity import sensitivity
@@ -207,6 +209,14 @@ def test_plain_attention_is_found_in_its_windows(attention):
     model = made(f"own: {attention}")
     missing = left_out(quantize(model, images_for(model), Recipe.accurate(8, 8, flat_copies=0)))
     assert not {"rotated heads", "equalised attention"} & missing.keys()
+
+
+def test_plain_attention_is_looked_for_on_the_models_device():
+    model = made("own: fused")
+    qmodel, seen = converted(model, images_for(model))
+    elsewhere = qmodel.to("meta")
+    marks = _MarkedRun(elsewhere, seen, StructureReader(elsewhere, seen))(images_for(model)[:1].to("meta"))
+    assert {mark.device.type for mark in marks.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
