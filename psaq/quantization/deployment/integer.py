@@ -129,7 +129,7 @@ class IntegerLinear(KeepsTypes):
             y = onednn_linear(rows, self.integers, self.input, self._epilogue())
         else:
             y = prepared_linear(rows, self.prepared, self.scale, self.input, self._epilogue())
-        return y.view(*levels.shape[:-1], -1)
+        return y.view(*levels.shape[:-1], y.shape[-1])
 
     def _epilogue(self) -> Epilogue:
         return Epilogue(self.bias, self.activation == "gelu", self.emitted, self.emitted_type)

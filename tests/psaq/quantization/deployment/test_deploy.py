@@ -58,6 +58,14 @@ def test_bundled_models_agree_on_scenes(name: str, weights: int, scope: Any) -> 
     assert logit_sqnr(found, expected) >= 45
 
 
+@pytest.mark.parametrize("group", [None, 32], ids=["bytes", "floats"])
+@pytest.mark.parametrize("backend", ["exact", "onednn"])
+@torch.no_grad()
+def test_no_image_has_no_answer(vit: nn.Module, backend: Any, group: int | None) -> None:
+    qmodel = quantize(vit, images(), Recipe.accurate(4, 8, group=group, flat_copies=0))
+    assert deploy(qmodel, torch.float32, backend)(images()[:0]).shape == (0, 10)
+
+
 @pytest.mark.parametrize("activations", [4, 7])
 @torch.no_grad()
 def test_activations_of_fewer_bits_use_the_next_container(model: nn.Module, activations: int) -> None:
