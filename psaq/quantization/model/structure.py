@@ -34,11 +34,11 @@ _MOVES = frozenset({"permute", "transpose", "movedim"})
 
 @dataclass(frozen=True)
 class NormReaders:
-    """A norm whose output goes, as it is, into layers and nowhere else.
+    """A norm whose output goes, as it is, into layers and nowhere else, however often it runs in a pass.
 
     Attributes:
         norm: its name.
-        layers: those that read it.
+        layers: those that read it, and nothing else.
         padded: whether zeros are set beside its output, which stand for 0.0 whatever is folded into it.
         cast: whether its output is asked to be of some type on the way.
         averaged: whether what the layers read is a mean of it over positions.
@@ -145,7 +145,7 @@ class StructureReader:
             ends=tuple(dict.fromkeys((*self._first(), *(self.heads if len(self.heads) <= _MOST_ENDS else ())))),
             heads=self.heads,
             feeds_activation=tuple(layer for layer in layers if self._feeds_activation(layer)),
-            norms=tuple(norm for norm in norms if norm.layers),
+            norms=tuple(norm for norm in norms if norm.layers and self._is_all_they_read(norm)),
             activated={name: found for name in layers if (found := self._activated(name))},
         )
 
@@ -291,27 +291,40 @@ class StructureReader:
     # Norms ------------------------------------------------------------------------------------------------------
 
     def _norms(self) -> Iterator[NormReaders]:
-        """Every norm that is a module; one that anything but layers reads has no layers here."""
+        """Every norm that is a module; one that anything but layers reads, in any of its calls, has no layers here."""
+        calls: dict[str, list[Call]] = {}
         for call in self.trace.calls:
-            owner = self._norm(call)
-            if owner is None:
-                continue
-            last, between = self.taken_as_it_is(call, VIEWS | MEANS)
-            layers = [self.layer_of.get(reader.index) for reader in last]
-            given = {call.index, *(view.index for view in between)} & set(self.trace.outputs)
-            exclusive = not given and all(
-                layer is not None and isinstance(reader.sources[0], int)
-                for layer, reader in zip(layers, last, strict=True)
-            )
-            names = tuple(dict.fromkeys(layer for layer in layers if layer)) if exclusive else ()
-            yield NormReaders(
-                owner,
-                names,
-                padded=any(map(self._pads, between)),
-                cast=any(view.name in CASTS for view in between),
-                averaged=any(view.name in MEANS for view in between),
-                channels_first=any(view.module == owner and view.name in _MOVES for view in between),
-            )
+            if (owner := self._norm(call)) is not None:
+                calls.setdefault(owner, []).append(call)
+        return (self._read(norm, own) for norm, own in calls.items())
+
+    def _read(self, norm: str, calls: list[Call]) -> NormReaders:
+        found = [self.taken_as_it_is(call, VIEWS | MEANS) for call in calls]
+        last = [reader for readers, _ in found for reader in readers]
+        between = [view for _, views in found for view in views]
+        layers = [self.layer_of.get(reader.index) for reader in last]
+        given = {call.index for call in (*calls, *between)} & set(self.trace.outputs)
+        exclusive = not given and all(
+            layer is not None and isinstance(reader.sources[0], int) for layer, reader in zip(layers, last, strict=True)
+        )
+        return NormReaders(
+            norm,
+            tuple(dict.fromkeys(layer for layer in layers if layer)) if exclusive else (),
+            padded=any(map(self._pads, between)),
+            cast=any(view.name in CASTS for view in between),
+            averaged=any(view.name in MEANS for view in between),
+            channels_first=any(view.module == norm and view.name in _MOVES for view in between),
+        )
+
+    def _is_all_they_read(self, norm: NormReaders) -> bool:
+        """Whether the layers that read a norm read nothing else in any of their calls."""
+        calls = [call for layer in norm.layers for call in self._calls_of(layer)]
+        return all(self._norm_behind(call.sources[0]) == norm.norm for call in calls)
+
+    def _norm_behind(self, source: Source) -> str | None:
+        """The norm whose output a tensor is, however rearranged and averaged."""
+        found = self.trace.came_from(source, lambda c: self._norm(c) is not None, lambda c: c.name in VIEWS | MEANS)
+        return None if found is None else self._norm(found)
 
     def _norm(self, call: Call) -> str | None:
         """The module of a norm over channels that makes the call itself, with a scale of its own or none."""

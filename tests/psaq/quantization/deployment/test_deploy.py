@@ -8,6 +8,7 @@ import pytest
 import torch
 from makes import images_for, made
 from repeats import also
+from small_models import running_twice
 from sqnr import usual_sqnr
 from torch import Tensor, nn
 
@@ -261,6 +262,18 @@ def test_what_a_model_asks_of_its_layers_is_still_there():
     assert logit_sqnr(fast(images), qmodel(images)) > 90
     assert simulate(qmodel, torch.bfloat16)(images).dtype == torch.bfloat16
     assert fast.model.embed.stride == (8, 8)
+
+
+_AGAIN = ("norm before a layer", "norm", "layer behind the norm")
+
+
+@pytest.mark.parametrize("part", ["nothing", *_AGAIN, "blocks"])
+@torch.no_grad()
+def test_neighbours_are_joined_only_where_they_always_are(part: str) -> None:
+    qmodel = quantize(running_twice(part), images(), Recipe.paper(8, 8, scope="linear"))
+    fast = deploy(qmodel, torch.float32, "exact")
+    assert torch.equal(fast(images(seed=2)), qmodel(images(seed=2)))
+    assert isinstance(fast.model.norm, IntegerLayerNorm) == (part not in _AGAIN)
 
 
 # oneDNN, and float products where it would sum wrongly ----------------------------------------------------------

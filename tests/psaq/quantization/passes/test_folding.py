@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from rescaling import Rescaling
+from small_models import running_twice
 from timm.layers import LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
@@ -54,6 +55,17 @@ def test_folded_norms_emit_even_channels(variant):
     for norm in norms:
         assert spread(extents(model, model.get_submodule(norm), images)) < 1.001
         assert spread(extents(before, before.get_submodule(norm), images)) > 1.5
+
+
+@pytest.mark.parametrize("part", ["blocks", "norm before a layer", "norm", "layer behind the norm"])
+@torch.no_grad()
+def test_a_norm_that_runs_twice_is_divided_once(part):
+    images = images_for("class token")
+    rescaling = Rescaling(running_twice(part), images)
+    before = rescaling.model(images)
+    rescaling.fold([images], 1.0)
+    assert logit_sqnr(rescaling.model(images), before) > 90
+    assert [found.norm for found in rescaling.norms()] == (["norm"] if part == "blocks" else [])
 
 
 class ChannelsFirst(nn.Module):
