@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -60,7 +61,8 @@ class Activated:
     Attributes:
         function: its name, such as "gelu"; "gelu tanh" is the approximation.
         module: which called it.
-        before: the layer whose output it takes as it is, where neither that nor its own goes anywhere else.
+        before: the layer whose output it takes as it is, where neither that nor its own goes anywhere else, and none of
+            the three has another call.
     """
 
     function: str
@@ -365,15 +367,26 @@ class StructureReader:
         )
         if found is None:
             return None
-        name = self._layer_behind(found.sources[0])
-        alone = name is not None and self._has_one_reader(found) and self._has_one_reader(self._calls_of(name)[0])
-        return Activated(self._activation(found) or "", found.module, name if alone else None)
+        before = self._layer_behind(found.sources[0])
+        alone = before is not None and self._is_a_chain(before, found.module, layer)
+        return Activated(self._activation(found) or "", found.module, before if alone else None)
 
-    def _has_one_reader(self, call: Call) -> bool:
-        """Whether one call takes a result as it is, and nothing else, not padded nor cast on the way."""
+    def _is_a_chain(self, before: str, module: str, layer: str) -> bool:
+        """Whether every call of a layer goes into one of a module and that into one of the next layer, each as it is;
+        and the three have no other calls."""
+        own = [call for call in self.trace.calls if call.module == module and call.name not in VIEWS]
+        links = [self._calls_of(before), own, self._calls_of(layer)]
+        return len(set(map(len, links))) == 1 and all(
+            self._one_reader(call) in following for calls, following in pairwise(links) for call in calls
+        )
+
+    def _one_reader(self, call: Call) -> Call | None:
+        """The call that takes a result as it is, not padded nor cast on the way; None where anything else takes it,
+        too."""
         last, between = self.taken_as_it_is(call)
         given = {call.index, *(view.index for view in between)} & set(self.trace.outputs)
-        return len(last) == 1 and not given and not any(self._pads(view) or view.name in CASTS for view in between)
+        changed = any(self._pads(view) or view.name in CASTS for view in between)
+        return last[0] if len(last) == 1 and not given and not changed else None
 
     def _activation(self, call: Call) -> str | None:
         """The name of the activation function that a call computes, x · sigmoid(1.702 x) and gates among them."""
