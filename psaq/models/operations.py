@@ -46,6 +46,7 @@ KINDS: dict[Function, Kind] = {
     **dict.fromkeys(_JOINS, "join"),
 }
 
+_MATMULS = (torch.matmul, Tensor.matmul)
 _ADDED_PRODUCT = (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm)
 
 
@@ -56,6 +57,18 @@ def layer_operands(function: Function, args: tuple[Any, ...], kwargs: Mapping[st
         return input, weight, bias
     input, weight, bias = _named(args, kwargs, ("input", "weight", "bias"))
     return input, weight, bias
+
+
+def with_layer_operands(
+    function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], input: Tensor, weight: Tensor
+) -> Tensor:
+    """The layer called anew, with another input and weight."""
+    if function in _ADDED_PRODUCT:
+        names, now = ("input", "mat1", "mat2"), {"mat1": input, "mat2": weight}
+    else:
+        names, now = ("input", "weight", "bias"), {"input": input, "weight": weight}
+    placed = (now.get(name, given) for name, given in zip(names, args, strict=False))
+    return function(*placed, *args[len(names) :], **{name: now.get(name, given) for name, given in kwargs.items()})
 
 
 def layer_geometry(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +89,13 @@ def product_operands(function: Function, args: tuple[Any, ...], kwargs: Mapping[
     if function in _ADDED_PRODUCT:
         _, left, right = _named(args, kwargs, ("input", "batch1", "batch2"))
         return left, right
-    left, right = (*args, *kwargs.values())[:2]
+    left, right = _named(args, kwargs, ("input", "other" if function in _MATMULS else "mat2"))
+    return left, right
+
+
+def sum_operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The two addends."""
+    left, right = _named(args, kwargs, ("input", "other"))
     return left, right
 
 

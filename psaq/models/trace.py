@@ -28,6 +28,7 @@ from psaq.models.operations import (
     layer_operands,
     name_of,
     product_operands,
+    sum_operands,
     tensors_in,
 )
 
@@ -297,6 +298,8 @@ def _operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
         return attention_operands(args, kwargs)
     if kind == "product" and None not in (factors := product_operands(function, args, kwargs)):
         return factors
+    if kind == "sum":
+        return tuple(tensors_in(sum_operands(args, kwargs)))
     return tuple(tensors_in((args, kwargs)))
 
 

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from psaq.models.operations import KINDS, Function, Kind, attention, layer_operands, product_operands, with_factors
+from psaq.models.operations import (
+    KINDS,
+    Function,
+    Kind,
+    attention,
+    layer_operands,
+    product_operands,
+    sum_operands,
+    with_factors,
+    with_layer_operands,
+)
 from psaq.models.subclassed import subclassed
 from psaq.quantization.model.layers import QuantLayer, ordinary, out_of_sight
 from psaq.quantization.model.points import Point, Quantized
@@ -210,8 +220,9 @@ def _layer(module: Watched, entry: tuple[str | None, ...], function: Function, a
         if layer is not module:
             _tell_hooks(layer, function, args, kwargs)
         return layer.quantised(function, args, kwargs)
-    through = (_through(module, point, operand) for point, operand in zip(entry, args, strict=False))
-    return function(*through, *args[len(entry) :], **kwargs)
+    x, weight, _ = layer_operands(function, args, kwargs)
+    x, weight = _through(module, entry[0], x), _through(module, entry[1], weight)
+    return with_layer_operands(function, args, kwargs, x, weight)
 
 
 def _tell_hooks(layer: QuantLayer, function: Function, args: Any, kwargs: Any) -> None:
@@ -231,7 +242,7 @@ def _sum(module: Watched, entry: tuple[str | None, ...], function: Function, arg
     """(left addend, right addend, sum)."""
     if not module.is_live(*entry):
         return function(*args, **kwargs)
-    left, right = (*args, *kwargs.values())[:2]
+    left, right = sum_operands(args, kwargs)
     scale = {"alpha": kwargs["alpha"]} if "alpha" in kwargs else {}
     total = torch.add(_through(module, entry[0], left), _through(module, entry[1], right), **scale)
     total = _through(module, entry[2], total)
