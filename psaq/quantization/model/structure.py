@@ -208,7 +208,9 @@ class StructureReader:
         return names.take(call, roles)
 
     def _product_entry(self, call: Call, names: "_Names") -> Entry:
-        left, right = (*call.sources, None, None)[:2]
+        if len(call.sources) != 2:
+            return None  # an einsum of one, which only rearranges, or of several, whose products between are not seen
+        left, right = call.sources
         if self.trace.is_static(left) and self.trace.is_static(right):
             return None
         if self._is_learnt(right):

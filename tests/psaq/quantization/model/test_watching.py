@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psaq.quantization.model.points import all_points, role
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 from psaq.tasks.classification import logit_sqnr
@@ -70,3 +71,22 @@ def test_a_bare_parameter_is_quantised_in_its_place(way: str) -> None:
 def test_a_scaled_sum_by_name_is_what_it_was() -> None:
     model = calling(lambda x, w, b: torch.add(x, alpha=0.5, other=b.expand(1, 16, 16)))
     assert logit_sqnr(quantize(model, images(), Recipe.paper(8, 8))(images()), model(images())) > 20
+
+
+LEFT: dict[str, Call] = {
+    "one": lambda x, w, b: torch.einsum("ntc->nct", x).mT,
+    "one of a list": lambda x, w, b: torch.einsum("ntc->nct", [x]).mT,
+    "three": lambda x, w, b: torch.einsum("ntc,cd,d->ntd", x, w, b),
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe.paper(8, 8), Recipe.accurate(8, 8, flat_copies=0)], ids=["paper", "accurate"]
+)
+@pytest.mark.parametrize("way", LEFT)
+@torch.no_grad()
+def test_sums_of_other_than_two_factors_stay_as_they_are(way: str, recipe: Recipe) -> None:
+    model = calling(LEFT[way])
+    qmodel = quantize(model, images(), recipe)
+    assert not [name for name in all_points(qmodel) if "." not in name and role(name) in ("left", "right")]
+    assert logit_sqnr(qmodel(images()), model(images())) > 20
