@@ -24,15 +24,17 @@ from psaq.images.synthetic import NO_CLASS, SyntheticImages, true_colours
 from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.data import data_config
+from psaq.models.features import example_image
 from psaq.models.fingerprint import fingerprint, tensors_fingerprint
 from psaq.models.wrappers import unwrapped
 from psaq.progress import note
 from psaq.quantization.checkpoint import load, save
+from psaq.quantization.model.conversion import converted
 from psaq.quantization.passes.collages import collages
 from psaq.quantization.passes.distillation import Lesson, Pair, answers_apart
 from psaq.quantization.passes.flat_copies import flat_copies
 from psaq.quantization.passes.training import Rates
-from psaq.quantization.pipeline import in_type_of, prepared, quantize
+from psaq.quantization.pipeline import check_overrides, check_recipe, in_type_of, prepared, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import device_name, versions
 from psaq.settings import as_json
@@ -110,6 +112,9 @@ class Evolution:
         folder: Path | str | None = None,
         progress: bool = False,
     ):
+        check_recipe(recipe)
+        if not isinstance(config, EvolutionConfig):
+            raise PsaqError(f"config {config!r}: must be an EvolutionConfig, such as psaq.EvolutionConfig(rounds=3)")
         self.original = unwrapped(model)
         self.model = _in_float32(self.original)
         self.recipe = replace(recipe, reconstruction_steps=config.reconstruction_steps or recipe.reconstruction_steps)
@@ -118,6 +123,8 @@ class Evolution:
         self.given = None if images is None else self._as_taken(images)
         self.task: TaskName = task_of(self.model, config.task).name
         self.lesson = _lesson(self.task, config, recipe)
+        if recipe.overrides:
+            check_overrides(converted(self.model, self._example)[0], recipe)
         self.folder = None if folder is None else make_folder(Path(folder))
         if self.folder is not None:
             claim(self.folder / IDENTITY, self._identity)
@@ -284,6 +291,11 @@ class Evolution:
     def _as_taken(self, images: CalibrationImages) -> Tensor:
         """One tensor on the CPU, normalised as the model takes it."""
         return torch.cat([batch.cpu() for batch in batches_for(self.model, images, _BATCH)])
+
+    @property
+    def _example(self) -> Tensor:
+        """What the model can be traced with before any image is synthesised."""
+        return example_image(self.model) if self.given is None else self.given[:1].to(next(self.model.parameters()))
 
     def _seed(self, *purpose: str | int) -> int:
         return int(torch.randint(2**31, (), generator=generator(self.config.seed, "evolution", *purpose)))

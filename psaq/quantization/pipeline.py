@@ -88,8 +88,7 @@ def prepared(
 ) -> tuple[nn.Module, list[Tensor]]:
     """A copy of the model that computes the same, in float32 at least, rescaled as the recipe asks, every point off;
     and the batches that it is to be calibrated on. Raises PsaqError as `quantize` does."""
-    if not isinstance(recipe, Recipe):
-        raise PsaqError(f"recipe {recipe!r}: must be a Recipe, such as psaq.Recipe.accurate(weights=4, activations=8)")
+    check_recipe(recipe)
     check_finite(model)
     wide = torch.promote_types(_type_of(model), torch.float32)
     originals = [batch.to(wide) for batch in batches_for(model, images, batch_size)]
@@ -185,6 +184,12 @@ def check_one_size(batches: list[Tensor]) -> None:
     sizes = sorted({tuple(batch.shape[2:]) for batch in batches})
     if len(sizes) > 1:
         raise PsaqError(f"calibration images of {' and '.join(map(str, sizes))} pixels: give all of them one size")
+
+
+def check_recipe(recipe: object) -> None:
+    """Raises PsaqError for anything but a recipe."""
+    if not isinstance(recipe, Recipe):
+        raise PsaqError(f"recipe {recipe!r}: must be a Recipe, such as psaq.Recipe.accurate(weights=4, activations=8)")
 
 
 def check_overrides(qmodel: nn.Module, recipe: Recipe) -> None:

@@ -100,6 +100,19 @@ def test_a_detector_is_not_compiled():
         evolve(psaq.load_model("micro_detector"), RECIPE, replace(QUICK, compiled=True))
 
 
+@pytest.mark.parametrize("is_given", [False, True], ids=["synthesised", "given"])
+def test_what_cannot_be_meant_is_said_before_anything_is_done(vit, tmp_path, is_given):
+    folder = tmp_path / "run"
+    given = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) if is_given else None
+    with pytest.raises(PsaqError, match="recipe 'W4A8': must be a Recipe"):
+        evolve(vit, "W4A8", QUICK, images=given, folder=folder)
+    with pytest.raises(PsaqError, match=r"config 3: must be an EvolutionConfig"):
+        evolve(vit, RECIPE, 3, images=given, folder=folder)
+    with pytest.raises(PsaqError, match=r"override 'haed': fits no layer of the model; did you mean head"):
+        evolve(vit, replace(RECIPE, overrides=[("haed", 8, 8)]), QUICK, images=given, folder=folder)
+    assert not folder.exists()
+
+
 def test_a_folder_of_another_evolution_is_refused(vit, tmp_path):
     evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
     with pytest.raises(PsaqError, match=r"config\.steps 3, not 2.*name another folder"):
