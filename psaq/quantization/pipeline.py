@@ -22,7 +22,7 @@ from psaq.quantization.hugging_face.saving import own_way_to_save
 from psaq.quantization.model.conversion import converted, structure
 from psaq.quantization.model.heads import plain_attention
 from psaq.quantization.model.layers import QuantLayer
-from psaq.quantization.model.points import all_points, layer_of, points_in_scope, weight_points
+from psaq.quantization.model.points import all_points, layer_of, points_in_scope, some_of, weight_points
 from psaq.quantization.model.streams import streams
 from psaq.quantization.passes.collages import collages
 from psaq.quantization.passes.flat_copies import flat_copies
@@ -36,8 +36,6 @@ from psaq.quantization.quantizers.observers import MinMaxObserver
 from psaq.quantization.quantizers.weights import group_of, is_in_groups, quantised_points, weight_quantizer
 from psaq.quantization.recipes import Recipe
 from psaq.suggestions import did_you_mean
-
-_NAMED = 4  # of layers that lack something
 
 
 def quantize(
@@ -139,8 +137,9 @@ def _ungrouped(qmodel: nn.Module, recipe: Recipe) -> dict[str, str]:
     without = [name for name in bits if not is_in_groups(qmodel.get_submodule(name), bits[name])]
     if recipe.group is None or not without:
         return {}
-    named = ", ".join([*without[:_NAMED], *(["…"] if len(without) > _NAMED else [])])
-    return {"weights in groups": f"{named}: convolutions, and more than 4 bits, have one scale an output channel"}
+    return {
+        "weights in groups": f"{some_of(without)}: convolutions, and more than 4 bits, have one scale an output channel"
+    }
 
 
 def _attention_parts(recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ calibration, and a quantiser afterwards. Its name is its path, and the end of it
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -50,6 +50,9 @@ SCOPES: dict[Scope, frozenset[str]] = {
 - ``matmul``: the inputs of every matrix product, attention's included.
 - ``linear``: the inputs of the linear and convolution layers.
 """
+
+
+_NAMED = 4
 
 
 class Point(nn.Identity):
@@ -106,6 +109,11 @@ def points_in_scope(qmodel: nn.Module, scope: Scope) -> list[str]:
 def weight_points(qmodel: nn.Module) -> list[str]:
     """The points where the weight of a layer passes."""
     return _named(qmodel, lambda name: role(name) == WEIGHT)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few of these, to be read in a sentence."""
+    return ", ".join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])
 
 
 def layer_of(point: str) -> str:

@@ -11,7 +11,7 @@ from psaq.models.calling import run
 from psaq.models.copying import copied
 from psaq.progress import progress_bar
 from psaq.quantization.model.layers import QuantLayer, add_to_bias
-from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, weight_points
+from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, some_of, weight_points
 from psaq.quantization.model.walk import Walk, blocks
 from psaq.quantization.passes.distillation import distil
 from psaq.quantization.passes.im2col import Vectors, vectors_of
@@ -28,11 +28,16 @@ from psaq.quantization.quantizers.weights import (
 )
 from psaq.quantization.recipes import Recipe
 
+UNREACHED = "points out of reach"
+
 
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
     """Quantise every point of ``qmodel`` in the order in which a forward pass reaches it."""
     bits = quantised_points(qmodel, [*points_in_scope(qmodel, recipe.scope), *weight_points(qmodel)], recipe)
     calls = point_calls(qmodel, list(bits), batches[0])
+    if unreached := [name for name in bits if name not in calls]:
+        missing: Any = qmodel.psaq_left_out
+        missing[UNREACHED] = f"{some_of(unreached)}: nothing passes there, and they stay as they were"
     calibration = _InOrder(qmodel, batches, recipe, bits, calls)
     for name in progress_bar(list(calls), description="Calibrating", unit="point", enabled=progress):
         calibration.quantize(name)

@@ -11,7 +11,7 @@ from psaq.quantization.model.conversion import converted
 from psaq.quantization.model.points import live_points, points_in_scope, weight_points
 from psaq.quantization.passes import in_order
 from psaq.quantization.passes.in_order import point_calls
-from psaq.quantization.pipeline import quantize
+from psaq.quantization.pipeline import left_out, quantize
 from psaq.quantization.quantizers.affine import symmetric_per_channel
 from psaq.quantization.recipes import Recipe
 
@@ -170,3 +170,24 @@ def test_the_model_given_is_left_alone(vit, images):
     quantize(vit, images, Recipe.accurate(3, 4, fold=1.0, error_correction=1.0, distillation_steps=2))
     assert vit.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+
+
+class Borrowing(nn.Module):
+    """Multiplies with the weight of a layer that stands elsewhere."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.elsewhere = [layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.elsewhere[0].weight, self.elsewhere[0].bias)
+
+
+@torch.no_grad()
+def test_points_that_nothing_reaches_are_named(vit, images):
+    vit.lender = nn.Linear(48, 48)
+    vit.norm = nn.Sequential(vit.norm, Borrowing(vit.lender))
+    qmodel = quantize(vit, images, Recipe.accurate(8, 8, **BARE))
+    assert left_out(qmodel)["points out of reach"].startswith("lender.input, lender.weight_quantizer: nothing passes")
+    assert not {"lender.input", "lender.weight_quantizer"} & live_points(qmodel).keys()
+    assert "points out of reach" not in left_out(quantize(build("class token"), images, Recipe.accurate(8, 8, **BARE)))
