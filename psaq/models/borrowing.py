@@ -66,3 +66,16 @@ def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*args, **kwargs) if get_ident() == thread else None
 
     return heard
+
+
+@contextmanager
+def calling_instead(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Another method of this name inside the block; afterwards that of the class, or the instance's own, as before."""
+    attributes = vars(module)
+    own = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = method
+    try:
+        yield
+    finally:
+        del attributes[name]
+        attributes.update(own)

@@ -6,7 +6,7 @@ All that psaq knows of a model's structure is read from this: no part of it look
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from psaq.errors import PsaqError
-from psaq.models.borrowing import borrowed, evaluating, only_here
+from psaq.models.borrowing import borrowed, calling_instead, evaluating, only_here
 from psaq.models.calling import run, takes, tensors_of
 from psaq.models.operations import (
     KINDS,
@@ -211,14 +211,15 @@ class _Recorder(TorchFunctionMode):
         enter = module.register_forward_pre_hook(only_here(lambda *_: self._enter(name, "forward")), prepend=True)
         leave = module.register_forward_hook(only_here(lambda *_: self._leave()), always_call=True)
         inner = getattr(module, "forward_features", None)
-        if callable(inner):
-            object.__setattr__(module, "forward_features", self._scoped(name, inner))
+        scoped = (
+            calling_instead(module, "forward_features", self._scoped(name, inner)) if callable(inner) else nullcontext()
+        )
         try:
-            yield
+            with scoped:
+                yield
         finally:
             enter.remove()
             leave.remove()
-            vars(module).pop("forward_features", None)
 
     def _scoped(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         enter, leave = only_here(self._enter), only_here(self._leave)

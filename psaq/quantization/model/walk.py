@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.models.borrowing import calling_instead
 from psaq.models.calling import run, tensors_of
 from psaq.quantization.model.conversion import structure
 
@@ -132,14 +133,10 @@ class _ReachedError(Exception):
 @contextmanager
 def short_cut(model: nn.Module, answers: Mapping[str, Calls]) -> Iterator[None]:
     """Let each block answer with what is given for it, call by call of one pass."""
-    blocks = {name: model.get_submodule(name) for name in answers}
-    try:
-        for name, block in blocks.items():
-            block.forward = _answering(answers[name])
+    with ExitStack() as stack:
+        for name, calls in answers.items():
+            stack.enter_context(calling_instead(model.get_submodule(name), "forward", _answering(calls)))
         yield
-    finally:
-        for block in blocks.values():
-            vars(block).pop("forward", None)
 
 
 @torch.no_grad()

@@ -70,3 +70,10 @@ def test_a_model_that_fails_is_named_and_left_as_it_was():
     with pytest.raises(PsaqError, match=r"Small: does not take images of shape \(1, 3, 5, 5\)"):
         trace(model, torch.randn(1, 3, 5, 5))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_method_of_the_instances_own_comes_back(vit):
+    own = vit.forward_features
+    vit.forward_features = own
+    trace(vit, torch.zeros(1, 3, 32, 32))
+    assert vars(vit)["forward_features"] is own

@@ -124,6 +124,23 @@ class Inplace(nn.Module):
         return self.head(self.blocks[0](x).mul_(2).mean(1))
 
 
+def test_a_blocks_own_forward_comes_back(vit):
+    model, calls = copied(vit), []
+
+    def own(x: Tensor) -> Tensor:
+        calls.append(x)
+        return type(model.blocks[0]).forward(model.blocks[0], x)
+
+    model.blocks[0].forward = own
+    walk = walk_of(model, [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))])
+    assert walk.blocks.names == ("blocks.0", "blocks.1")
+    assert vars(model.blocks[0])["forward"] is own
+    assert "forward" not in vars(model.blocks[1])
+    before = len(calls)
+    walk.finish("blocks.0")
+    assert len(calls) == before + 1
+
+
 @torch.no_grad()
 def test_what_is_kept_is_not_written_over():
     torch.manual_seed(0)
