@@ -37,6 +37,8 @@ from psaq.quantization.quantizers.weights import group_of, is_in_groups, quantis
 from psaq.quantization.recipes import Recipe
 from psaq.suggestions import did_you_mean
 
+_CHANGED = "the answer would have changed"
+
 
 def quantize(
     model: nn.Module, images: CalibrationImages, recipe: Recipe, *, batch_size: int = 32, progress: bool = False
@@ -108,8 +110,8 @@ def _rescale(qmodel: nn.Module, trace: Trace, batches: list[Tensor], recipe: Rec
     image = batches[0][:1]
     if recipe.pixel_grid and (why := read_pixels(qmodel, trace, batches)) is not None:
         missing["pixel grid"] = why
-    if recipe.rotate != "none" and not _rotate_streams(qmodel, trace, image):
-        missing["rotated streams"] = "no residual stream is written by layers and read through norms alone"
+    if recipe.rotate != "none" and (why := _rotate_streams(qmodel, trace, image)) is not None:
+        missing["rotated streams"] = why
     needs_heads = recipe.rotate == "all" or recipe.equalize
     attentions = plain_attention(qmodel, trace, image) if needs_heads else []
     if needs_heads and not attentions:
@@ -127,7 +129,7 @@ def _rescale(qmodel: nn.Module, trace: Trace, batches: list[Tensor], recipe: Rec
         changes["equalised attention"] = lambda: equalize_attention(qmodel, attentions, batches, recipe.centre)
     for part, change in changes.items():
         if part not in missing and not kept(qmodel, image, change):
-            missing[part] = "the answer would have changed"
+            missing[part] = _CHANGED
     return missing
 
 
@@ -147,11 +149,14 @@ def _attention_parts(recipe: Recipe) -> list[str]:
     return [part for part, asked_for in parts.items() if asked_for]
 
 
-def _rotate_streams(qmodel: nn.Module, trace: Trace, image: Tensor) -> int:
-    """How many residual streams could be rotated."""
+def _rotate_streams(qmodel: nn.Module, trace: Trace, image: Tensor) -> str | None:
+    """Why no residual stream could be rotated, where none could."""
     draw = torch.Generator().manual_seed(0)
     found = streams(qmodel, trace, structure(qmodel))
-    return sum([kept(qmodel, image, partial(rotate_stream, qmodel, stream, draw)) for stream in found])
+    if not found:
+        return "no residual stream is written by layers and read through norms alone"
+    rotated = [kept(qmodel, image, partial(rotate_stream, qmodel, stream, draw)) for stream in found]
+    return None if any(rotated) else _CHANGED
 
 
 def calibrate_at_once(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
