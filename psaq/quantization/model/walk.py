@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.models.borrowing import calling_instead
-from psaq.models.calling import run, tensors_of
+from psaq.models.calling import run
+from psaq.quantization.model.answer import answer, holds_numbers
 from psaq.quantization.model.conversion import structure
 
 Calls = Sequence[Tensor]
@@ -146,10 +147,10 @@ def blocks(qmodel: nn.Module, images: Float[Tensor, "images channels height widt
     images, two = images[:1], images[:2]
     emitted, of_two = _emitted(qmodel, images), _emitted(qmodel, two)
     names = tuple(name for name in emitted if len(emitted[name]) == len(of_two.get(name, ())))
-    calls, answer = tuple(len(emitted[name]) for name in names), tensors_of(run(qmodel, images))
+    calls, wanted = tuple(len(emitted[name]) for name in names), answer(qmodel, images)
 
     def stays(in_a_row: int, finished: int) -> bool:
-        return _is_same(qmodel, images, _answers(emitted, names[:finished], in_a_row), answer)
+        return _is_same(qmodel, images, _answers(emitted, names[:finished], in_a_row), wanted)
 
     in_a_row = 0
     while in_a_row < len(names) and stays(in_a_row + 1, in_a_row + 1):
@@ -172,13 +173,13 @@ def _zeros_like(calls: Calls) -> Calls:
 
 
 def _is_same(qmodel: nn.Module, images: Tensor, answers: Mapping[str, Calls], wanted: list[Tensor]) -> bool:
-    """Whether the model's answer stays where blocks answer so."""
+    """Whether the model's answer stays where blocks answer so; never of one that holds no number."""
     try:
         with short_cut(qmodel, answers):
-            found = tensors_of(run(qmodel, images))
+            found = answer(qmodel, images)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, StopIteration):
         return False  # between blocks stands what does not take zeros for their outputs
-    return len(found) == len(wanted) and all(map(torch.equal, wanted, found))
+    return holds_numbers(wanted) and len(found) == len(wanted) and all(map(torch.equal, wanted, found))
 
 
 def _emitted(qmodel: nn.Module, images: Tensor) -> dict[str, Calls]:
@@ -234,6 +235,6 @@ def _answering(calls: Calls) -> Callable[..., Tensor]:
     return lambda *_, **__: _fresh(next(answers))
 
 
-def _fresh(answer: Tensor) -> Tensor:
+def _fresh(emitted: Tensor) -> Tensor:
     """What the model may write over; zeros that take no memory it cannot, which is seen when blocks are looked for."""
-    return answer if 0 in answer.stride() else answer.clone()
+    return emitted if 0 in emitted.stride() else emitted.clone()

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from dense_makes import dense_model
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
@@ -340,3 +341,12 @@ def test_blocks_that_a_neck_reads_are_all_kept():
     for block in walk.blocks.names[:3]:
         walk.finish(block)
         assert torch.equal(next(iter(walk.inputs("neck.0"))), wanted["neck.0"])
+
+
+def test_a_detector_that_finds_nothing_keeps_what_its_neck_reads():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    finds_all, finds_none = dense_model("Swin FCOS"), dense_model("Swin FCOS")
+    finds_none.score_thresh = 2.0
+    found, wanted = (blocks(copied(model, images), images) for model in (finds_none, finds_all))
+    assert found == wanted
+    assert found.in_a_row < len(found.names)
