@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -56,7 +56,7 @@ class Quantising:
         """Where the run goes."""
         return self.out or Path("runs") / f"{command}-{self.model.label}-{self.precision}"
 
-    def config(self) -> Self:
+    def config(self) -> "Quantising":
         """What the run's record keeps: every option but the place."""
         return replace(self, out=None)
 

@@ -1,6 +1,7 @@
 """Who may import whom: downwards only, between the rooms of psaq and between the wings."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,15 @@ not in a circle."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WINGS = {"psaq": {"psaq_kernels", "psaq_plots"}, "kernels/psaq_kernels": set(), "plots/psaq_plots": set()}
 """Folder of a package → the other packages of the house that it is built on."""
+
+NEWER = {
+    "datetime.UTC",
+    "tomllib",
+    *(f"enum.{name}" for name in ("ReprEnum", "StrEnum", "member", "nonmember", "verify")),
+    *(f"typing.{name}" for name in ("LiteralString", "Never", "NotRequired", "Required", "Self", "TypeVarTuple")),
+    *(f"typing.{name}" for name in ("Unpack", "assert_never", "assert_type", "override", "reveal_type")),
+}
+"""Names of the standard library that Python 3.10 lacks."""
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -87,3 +97,20 @@ def test_the_wings_stand_by_themselves(wing):
     others = {"psaq", "psaq_kernels", "psaq_plots"} - {wing.rpartition("/")[2]} - WINGS[wing]
     for file in (ROOT / wing).rglob("*.py"):
         assert not others & {name.partition(".")[0] for name in imported(file)}, file
+
+
+def test_all_wings_run_on_the_oldest_python_that_is_promised():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    promised = re.findall(
+        r'requires-python = ">=3\.(\d+)"|target-version = "py3(\d+)"|python_version = "3\.(\d+)"', text
+    )
+    assert ["".join(each) for each in promised] == ["10"] * 3, "packaging, ruff and mypy go by one Python"
+    files = [file for wing in ("psaq", "kernels", "plots") for file in (ROOT / wing).rglob("*.py")]
+    newer = {str(file): found for file in files if (found := NEWER & {*names(file)})}
+    assert not newer
+
+
+def names(file: Path) -> Iterator[str]:
+    """What a file imports, modules included."""
+    yield from imported(file)
+    yield from (name.rpartition(".")[0] for name in imported(file))

@@ -2,7 +2,7 @@
 
 from functools import cache
 from itertools import product
-from typing import Protocol, Self
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Pair = tuple[int, int]
 """Of rows and of columns."""
+OfOneKind = TypeVar("OfOneKind", bound="Vectors")
 
 
 class Vectors(Protocol):
@@ -23,7 +24,7 @@ class Vectors(Protocol):
 
     def sum(self) -> Float64[Tensor, " in"]: ...
 
-    def outer_sum(self, other: Self) -> Float64[Tensor, "in in"]:
+    def outer_sum(self: OfOneKind, other: OfOneKind) -> Float64[Tensor, "in in"]:
         """Σ x yᵀ over all positions, x of this call and y of another with the same shape."""
         ...
 
