@@ -9,8 +9,9 @@ from psaq.distributed import is_first, say, together
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import draw_run
 from psaq.images.batches import gaussian_images
-from psaq.images.synthetic import FILE_NAME, SyntheticImages, load_images
+from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.reports import write_report
+from psaq.reports.report import REPORT_FILE
 from psaq.runs import RunFolder
 from psaq.synthesis.folder import HISTORY, synthesize_into
 
@@ -22,7 +23,7 @@ def run(options: Synthesize) -> None:
         run = RunFolder(
             folder, "synthesize", {"model": options.model, "synthesis": options.synthesis}, options.synthesis.seed
         )
-        finished = (folder / FILE_NAME).exists()
+        finished = bool(run.record["results"]) and (folder / REPORT_FILE).exists()
     if finished:
         say(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")
         return
