@@ -191,7 +191,7 @@ class Bench:
 
     def _synthesised(self, folder: Path, kind: type[Synthesis], config: SynthesisConfig) -> SyntheticImages:
         if (folder / FILE_NAME).exists():
-            return load_finished(folder, config)
+            return load_finished(folder, config, self.model)
         run = RunFolder(folder, "image_ablation", config, config.seed)
         started = time.process_time()
         images = synthesize_by(kind(self.model, config))

@@ -12,6 +12,8 @@ from psaq.distributed import first_says, is_first, together
 from psaq.errors import PsaqError
 from psaq.files import write_text
 from psaq.images.synthetic import FILE_NAME, NO_CLASS, SyntheticImages, load_images
+from psaq.models.fingerprint import fingerprint
+from psaq.models.wrappers import unwrapped
 from psaq.settings import as_json
 from psaq.synthesis.config import DEFAULT_STARTS, PIXEL_CLASS_WEIGHT, SynthesisConfig, with_later_options
 from psaq.synthesis.loop import synthesize_all
@@ -29,7 +31,7 @@ def synthesize_into(
     loads the images.
 
     Raises:
-        PsaqError: the folder holds images of another configuration, and whatever `synthesize` raises.
+        PsaqError: the folder holds images of another configuration or other weights, and whatever `synthesize` raises.
     """
     return synthesize_all_into({folder: config}, model, progress=progress)[0]
 
@@ -51,14 +53,14 @@ def synthesize_all_into(
                 _save(images, folder)
     new = dict(zip(missing, made, strict=True))
     with together():
-        return [new.get(folder) or load_finished(folder, config) for folder, config in configs.items()]
+        return [new.get(folder) or load_finished(folder, config, model) for folder, config in configs.items()]
 
 
-def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
-    """The images of a finished synthesis.
+def load_finished(folder: Path, config: SynthesisConfig, model: nn.Module) -> SyntheticImages:
+    """The images of a finished synthesis from ``model``.
 
     Raises:
-        PsaqError: there are none, or they are of another configuration.
+        PsaqError: there are none, or they are of another configuration or of other weights.
     """
     images = load_images(folder)
     wanted = as_json(config)
@@ -73,6 +75,12 @@ def load_finished(folder: Path, config: SynthesisConfig) -> SyntheticImages:
         raise PsaqError(
             f"{folder}: holds images of another configuration (another {', '.join(differing[:3])}); name another "
             "folder, or ask for what these were made with"
+        )
+    weights = fingerprint(unwrapped(model))
+    if images.provenance.get("weights", weights) != weights:  # version 0.1 did not say of which they are
+        raise PsaqError(
+            f"{folder}: holds images that were synthesised from other weights; name another folder, or give the "
+            "weights of before"
         )
     return images
 

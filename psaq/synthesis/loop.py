@@ -176,6 +176,7 @@ class Synthesis:
             film=films[0] if self.config.film_frames else None,
             provenance={
                 "model": source.name if source else type(self.model).__name__,
+                "weights": fingerprint(self.model),
                 "config": as_json(self.config),
                 "versions": versions(),
                 "device": device_name(self.device),

@@ -113,7 +113,7 @@ class Bench:
 
     def _found(self, pattern: str, config: SynthesisConfig) -> SyntheticImages:
         folder = Path(pattern.replace("{model}", self.name).replace("{seed}", str(config.seed)))
-        images = load_finished(folder, config)
+        images = load_finished(folder, config, self.model)
         made_for = images.provenance.get("model")
         source = model_source(self.model)
         if source is not None and made_for not in (source.name, source.architecture):

@@ -181,6 +181,16 @@ def test_images_from_before_an_option_are_those_of_its_default(vit, tmp_path):
         synthesize_into(tmp_path, vit, replace(config, resolutions=2), progress=False)
 
 
+def test_finished_images_of_other_weights_are_refused(vit, tmp_path):
+    made = synthesize_into(tmp_path, vit, SHORT)
+    vit.head.bias.data[0] += 1
+    with pytest.raises(PsaqError, match="other weights"):
+        synthesize_into(tmp_path, vit, SHORT)
+    earlier = {name: value for name, value in made.provenance.items() if name != "weights"}
+    replace(made, provenance=earlier).save(tmp_path)
+    assert torch.equal(synthesize_into(tmp_path, vit, SHORT).images, made.images), "version 0.1 did not name them"
+
+
 def test_a_damaged_checkpoint_is_refused(vit, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     synthesize(vit, SHORT, checkpoint=checkpoint, progress=False)
