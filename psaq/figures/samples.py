@@ -15,7 +15,7 @@ from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.images.batches import batches_for
 from psaq.images.pictures import normalised_for
-from psaq.images.synthetic import SyntheticImages
+from psaq.images.synthetic import NO_CLASS, SyntheticImages
 from psaq.models.answers import Answering
 from psaq.models.classes import class_names, find_class
 from psaq.models.zoo import classes_or_none, data_config
@@ -26,8 +26,9 @@ from psaq_plots import Style, film_figure, samples_figure, save_figure
 def plot_generated(
     images: SyntheticImages, model: nn.Module, columns: int | None = None, style: str | Style = "paper"
 ) -> Figure:
-    """A grid of images, each under its class and ``model``'s confidence that it shows it, where it knows classes."""
-    names = _names(model)
+    """A grid of images, each under its class and ``model``'s confidence that it shows it, where both know
+    classes."""
+    names = _shown_names(images, model)
     captions = names and [
         f"{names[label]}\n{confidence:.0%}"
         for label, confidence in zip(images.labels.tolist(), confidences(model, images).tolist(), strict=True)
@@ -39,7 +40,7 @@ def plot_film(images: SyntheticImages, model: nn.Module, style: str | Style = "p
     """A row per image, from noise to the end. Raises PsaqError where the synthesis kept no frames of them."""
     if images.film is None or images.film.shape[1] == 0:
         raise PsaqError("film: the synthesis kept no frames of these images, only of its first; choose among them")
-    names = _names(model)
+    names = _shown_names(images, model)
     captions = names and [names[label] for label in images.labels[: images.film.shape[1]]]
     return film_figure(_last_colours(images.film), _film_steps(images), captions or None, style)
 
@@ -74,9 +75,12 @@ def choose_images(
     _check_fit(images, model, len(names))
     wanted = [find_class(names, name) for name in classes]
     labels = images.labels.tolist()
+    known = sorted({*labels} - {NO_CLASS})
+    if wanted and not known:
+        raise PsaqError("generated images were synthesised for no class; leave the classes out")
     for label in wanted:
-        if label not in labels:
-            there = ", ".join(f"{index} ({names[index]})" for index in sorted(set(labels))[:8])
+        if label not in known:
+            there = ", ".join(f"{index} ({names[index]})" for index in known[:8])
             raise PsaqError(f"class {label} ({names[label]}): no image was synthesised for it; there are {there}")
     kept = [index for index, label in enumerate(labels) if not wanted or label in wanted][:count]
     return _select(images, kept)
@@ -89,6 +93,11 @@ def confidences(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "ima
         answers = Answering(model)
         probabilities = torch.cat([answers(batch).softmax(-1).cpu() for batch in batches])
     return probabilities.gather(1, images.labels[:, None])[:, 0]
+
+
+def _shown_names(images: SyntheticImages, model: nn.Module) -> list[str]:
+    """What the images' classes are called; nothing where one of them was synthesised for none."""
+    return [] if bool((images.labels == NO_CLASS).any()) else _names(model)
 
 
 def _names(model: nn.Module) -> list[str]:

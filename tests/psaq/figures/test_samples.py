@@ -1,11 +1,14 @@
 """Fig. 2: images in true colours, under their class."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from psaq.errors import PsaqError
 from psaq.figures.samples import choose_images, confidences, plot_film, plot_generated
-from psaq.images.synthetic import SyntheticImages
+from psaq.images.synthetic import NO_CLASS, SyntheticImages
 from psaq.models.zoo import data_config
 from psaq.synthesis import SynthesisConfig, synthesize
 
@@ -49,3 +52,15 @@ def test_classes_choose_images_and_their_film(images, vit):
     torch.testing.assert_close(kept.images, images.images[wanted])
     torch.testing.assert_close(kept.film, images.film[:, wanted])
     assert len(choose_images(images, vit, count=3)) == 3
+
+
+def test_images_without_a_class_have_no_caption_beside_a_model_that_knows_classes(images, vit):
+    unlabelled = replace(images, labels=torch.full_like(images.labels, NO_CLASS))
+    assert not any(axes.get_xlabel() for axes in plot_generated(choose_images(unlabelled, vit), vit).axes)
+    names = {f"class {number}" for number in range(10)}
+    assert not names & {axes.get_ylabel() for axes in plot_film(unlabelled, vit).axes}
+    with pytest.raises(PsaqError, match="synthesised for no class"):
+        choose_images(unlabelled, vit, ["9"])
+    some = replace(images, labels=torch.tensor([NO_CLASS, 2, 3, NO_CLASS]))
+    with pytest.raises(PsaqError, match=r"there are 2 \(class 2\), 3 \(class 3\)$"):
+        choose_images(some, vit, ["9"])
