@@ -1,6 +1,7 @@
 """A run's folder: the configuration, seed, versions, device, timings and results that let it be repeated."""
 
 import hashlib
+import json
 import math
 import platform
 import time
@@ -25,12 +26,19 @@ class RunFolder:
     """One run of one command, written to ``run.json`` as it starts and again as it ends, by a launch's first rank."""
 
     def __init__(
-        self, folder: Path | str, command: str, config: Any, seed: int | None = None, besides: Collection[str] = ()
+        self,
+        folder: Path | str,
+        command: str,
+        config: Any,
+        seed: int | None = None,
+        besides: Collection[str] = (),
+        device: torch.device | str | None = None,
     ):
         """
         Args:
             besides: options that may be others, by dotted name, when the run is started again. Until its new end the
                 record keeps those that its results are of.
+            device: where it computes; by default the first GPU, the processor where there is none.
 
         Raises:
             PsaqError: the folder holds another command's or another configuration's run, another process works in
@@ -39,30 +47,44 @@ class RunFolder:
         self.path = make_folder(Path(folder))
         self._lock = held(self.path, f"psaq {command}") if is_first() else None
         self._started, self._config = time.perf_counter(), as_json(config)
+        self._here = {"versions": versions(), "device": device_name(device)}
         self.record: dict[str, Any] = {
             "command": command,
             "config": self._config,
             "seed": seed,
-            "versions": versions(),
-            "device": device_name(),
+            **self._here,
             "timings": {},
             "results": {},
             "files": {},
         }
         self._continue_previous({"command": command, "config": config, "seed": seed}, besides)
+        self._timings: dict[str, float] = dict(self.record["timings"])
+        self._total_before = self._timings.pop("total", 0.0)
         self._write()
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Add a step's wall-clock seconds to the record's timings."""
+        """Add a step's wall-clock seconds to those of earlier starts; kept even where the run is stopped in it."""
         started = time.perf_counter()
-        yield
-        self.record["timings"][step] = round(time.perf_counter() - started, 3)
+        try:
+            yield
+        finally:
+            self._timings[step] = self._timings.get(step, 0.0) + time.perf_counter() - started
+            if not self.record["results"]:
+                self._keep_timings()
+                self._write()
 
     def finish(self, results: dict[str, Any]) -> Path:
-        """Record the results, the total time and what the tables hold. Returns the path of ``run.json``."""
-        self.record |= {"config": self._config, "results": as_json(results)}
-        self.record["timings"]["total"] = round(time.perf_counter() - self._started, 3)
+        """Record the results, the total time and what the tables hold. Returns the path of ``run.json``.
+
+        Where the record has the same results already, it goes on saying by which versions, where and in which time
+        they were made.
+        """
+        made = json.loads(json.dumps(as_json(results)))
+        if self.record["results"] != made:
+            self.record |= {**self._here, "results": made}
+            self._keep_timings()
+        self.record["config"] = self._config
         self.record["files"] = {file.name: _digest(file) for file in sorted(self.path.glob("*.csv"))}
         path = self._write()
         if self._lock is not None:
@@ -79,8 +101,13 @@ class RunFolder:
                 raise PsaqError(
                     f"{self.path}: holds a run with another {part} ({other}); name another folder or remove this one"
                 )
-        kept = ("timings", "results", "files", *(["config"] if besides else []))
-        self.record |= {part: previous.get(part, {}) for part in kept}
+        kept = ["timings", "results", "files", *(["config"] if besides else [])]
+        kept += ["versions", "device"] if previous["results"] else []
+        self.record |= {part: previous[part] for part in kept}
+
+    def _keep_timings(self) -> None:
+        total = self._total_before + time.perf_counter() - self._started
+        self.record["timings"] = {step: round(taken, 3) for step, taken in {**self._timings, "total": total}.items()}
 
     def _write(self) -> Path:
         path = self.path / RUN_FILE

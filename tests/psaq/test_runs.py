@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from dataclasses import asdict
 
 import pytest
@@ -34,6 +35,48 @@ def test_the_same_run_may_start_again_and_keeps_its_results(tmp_path):
     RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0).finish({"loss": 1.5})
     RunFolder(tmp_path, "synthesize", {"a": 1}, seed=0)
     assert _record(tmp_path)["results"] == {"loss": 1.5}
+
+
+def test_results_keep_the_versions_the_device_and_the_time_that_made_them(tmp_path, monkeypatch):
+    with RunFolder(tmp_path, "synthesize", {}).timed("optimising"):
+        pass
+    first = RunFolder(tmp_path, "synthesize", {})
+    with first.timed("optimising"):
+        time.sleep(0.05)
+    first.finish({"loss": (1.5, float("nan"))})
+    made = _record(tmp_path)
+    monkeypatch.setattr("psaq.runs.versions", lambda: {"psaq": "9.9"})
+    monkeypatch.setattr("psaq.runs.device_name", lambda _: "another machine")
+    again = RunFolder(tmp_path, "synthesize", {})
+    assert _record(tmp_path) == made
+    with again.timed("optimising"):
+        pass
+    again.finish({"loss": [1.5, float("nan")]})
+    assert _record(tmp_path) == made
+    again.finish({"loss": 1.25})
+    assert _record(tmp_path)["versions"] == {"psaq": "9.9"}
+    assert _record(tmp_path)["device"] == "another machine"
+
+
+def test_the_timings_of_a_run_that_goes_on_add_up(tmp_path):
+    for _ in range(2):
+        run, stopped = RunFolder(tmp_path, "synthesize", {}), pytest.raises(KeyboardInterrupt)
+        with stopped, run.timed("optimising"):
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+        del run
+    RunFolder(tmp_path, "synthesize", {}).finish({"loss": 1.5})
+    timings = _record(tmp_path)["timings"]
+    assert 0.1 <= timings["optimising"] <= timings["total"]
+
+
+def test_the_device_is_the_one_that_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
+    RunFolder(tmp_path / "cpu", "quantize", {}, device="cpu")
+    RunFolder(tmp_path / "gpu", "quantize", {}, device="cuda")
+    assert "threads" in _record(tmp_path / "cpu")["device"]
+    assert _record(tmp_path / "gpu")["device"] == "a GPU"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from psaq.benchmarks.inference import (
     variants_of,
 )
 from psaq.commands.benchmark_inference import BenchmarkInference
+from psaq.commands.options import device_of
 from psaq.images.batches import gaussian_images
 from psaq.quantization.deployment.runtimes import Session
 from psaq.quantization.pipeline import quantize
@@ -30,7 +31,7 @@ CALIBRATION_IMAGES = 8
 @torch.no_grad()
 def run(options: BenchmarkInference) -> None:
     model = options.model.build() if options.random_weights else options.model.load()
-    device = next(model.parameters()).device
+    device = device_of(model)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     recipe = Recipe.paper(*parse_precision(options.precision), scope="linear")
     qmodel = quantize(model, gaussian_images(model, CALIBRATION_IMAGES), recipe)
@@ -40,7 +41,8 @@ def run(options: BenchmarkInference) -> None:
     if options.runtimes or (options.runtimes is None and device.type == "cpu"):
         print(f"8-bit dot products: {', '.join(dot_products()) or 'none'}")
         sessions = runtime_sessions(qmodel)
-    folder = None if options.out is None else RunFolder(options.out, "benchmark inference", replace(options, out=None))
+    config = replace(options, out=None)
+    folder = None if options.out is None else RunFolder(options.out, "benchmark inference", config, device=device)
     whole = []
     for count in options.images:
         ready = captured(variants, gaussian_images(model, count), (dtype,)) if options.compiled else {}

@@ -7,13 +7,15 @@ from pathlib import Path
 from psaq.benchmarks.synthesis import EAGER, MODEL, STEP, peak_memory, variant
 from psaq.benchmarks.timing import medians
 from psaq.commands.benchmark_synthesis import BenchmarkSynthesis
+from psaq.commands.options import choose_device
 from psaq.files import write_whole
 from psaq.runs import device_name, versions
 
 
 def run(options: BenchmarkSynthesis) -> None:
     rows = [row for count in options.images for row in _rows(options, count)]
-    print(f"{options.model.model} on {device_name()}, torch {versions()['torch']}")
+    device = device_name(choose_device(options.model.device))
+    print(f"{options.model.model} on {device}, torch {versions()['torch']}")
     print(f"{'images':>6}  {'what':<28}{'ms':>10}{'× model':>9}{'peak MB':>10}{'× model':>9}")
     for row in rows:
         print(
@@ -21,7 +23,7 @@ def run(options: BenchmarkSynthesis) -> None:
             f"{row['peak_mb']:>10.0f}{row['memory_ratio']:>9.2f}"
         )
     if options.out:
-        _write_csv(options.out, rows, options.model.model)
+        _write_csv(options.out, rows, {"model": options.model.model, "device": device, **versions()})
 
 
 def _rows(options: BenchmarkSynthesis, count: int) -> list[dict]:
@@ -43,9 +45,7 @@ def _rows(options: BenchmarkSynthesis, count: int) -> list[dict]:
     ]
 
 
-def _write_csv(path: Path, rows: list[dict], model: str) -> None:
-    common = {"model": model, "device": device_name(), **versions()}
-
+def _write_csv(path: Path, rows: list[dict], common: dict[str, str]) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")

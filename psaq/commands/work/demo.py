@@ -40,7 +40,8 @@ SOURCES = {STANDARD: "real scenes", GAUSSIAN: "noise", PSAQ: "synthesised images
 
 def run(options: Demo) -> None:
     recipes = [Recipe.paper(*parse_precision(precision)) for precision in options.precisions]
-    run = RunFolder(options.out, "demo", replace(options, out=Path()), options.synthesis.seed)
+    config, device = replace(options, out=Path()), choose_device(options.device)
+    run = RunFolder(options.out, "demo", config, options.synthesis.seed, device=device)
     rows: list[Row] = []
     for name in MICRO_MODELS:
         with run.timed(name):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from psaq.commands.evaluate import PREDICTIONS_FILE, Evaluate
+from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE
 from psaq.distributed import is_first, together
 from psaq.errors import PsaqError
@@ -34,7 +35,7 @@ def run(options: Evaluate) -> None:
         options.check()
         model = options.model.load()
         dataset = _dataset(options, model)
-        run = None if options.out is None else RunFolder(options.out, "evaluate", replace(options, out=None))
+        run = None if options.out is None else _run_folder(options, options.out, model)
         quantized = None if options.quantized is None else _load(options.quantized, model)
     reports = _reports(options, model, quantized, dataset)
     passed_over = getattr(dataset, "passed_over", None)
@@ -47,6 +48,10 @@ def run(options: Evaluate) -> None:
         run.finish(results | ({"pictures": counted(passed_over)} if passed_over else {}))
         if is_first():
             _draw(options, run.path, model, quantized, dataset)
+
+
+def _run_folder(options: Evaluate, folder: Path, model: nn.Module) -> RunFolder:
+    return RunFolder(folder, "evaluate", replace(options, out=None), device=device_of(model))
 
 
 def _dataset(options: Evaluate, model: nn.Module) -> Dataset[Any]:
@@ -70,7 +75,7 @@ def _dataset(options: Evaluate, model: nn.Module) -> Dataset[Any]:
 
 def _load(path: Path, model: nn.Module) -> nn.Module:
     file = path / MODEL_FILE if path.is_dir() else path
-    return load(file, model).to(next(model.parameters()).device)
+    return load(file, model).to(device_of(model))
 
 
 def _reports(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from psaq.commands.evolve import Evolve
+from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.work.calibration import images_in
 from psaq.commands.work.quantize import fp32_bytes
@@ -36,7 +37,8 @@ def run(options: Evolve) -> None:
     check_overrides(converted(model, example_image(model))[0], recipe)
     given = None if options.images is None else images_in(options.images, model)
     may_differ = [f"evolution.{name}" for name in LENGTH]
-    run = RunFolder(folder, "evolve", options.config(), options.evolution.seed, besides=may_differ)
+    seed, device = options.evolution.seed, device_of(model)
+    run = RunFolder(folder, "evolve", options.config(), seed, besides=may_differ, device=device)
     with run.timed("evolution"):
         qmodel, images = evolve(model, recipe, options.evolution, images=given, folder=folder, progress=True)
     save(qmodel, folder / MODEL_FILE)

@@ -1,5 +1,6 @@
 """What ``psaq plot-predictions`` does."""
 
+from psaq.commands.options import device_of
 from psaq.commands.plot_predictions import PlotPredictions
 from psaq.commands.quantize import MODEL_FILE
 from psaq.errors import PsaqError
@@ -16,7 +17,7 @@ def run(options: PlotPredictions) -> None:
     files = picture_files(options.images)[: options.pictures]
     model = options.model.load()
     file = options.quantized / MODEL_FILE if options.quantized.is_dir() else options.quantized
-    quantized = load(file, model).to(next(model.parameters()).device)
+    quantized = load(file, model).to(device_of(model))
     pictures = [read_image(file, str(file)) for file in files]
     names = dict(enumerate(options.names)) or None
     options.figure.write(draw_predictions(model, quantized, pictures, names, options.task, options.figure.look()))

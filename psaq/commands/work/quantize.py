@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE, Quantize
 from psaq.quantization.budget import check_budget, fit_budget, parse_budget
 from psaq.quantization.checkpoint import save
@@ -24,7 +25,7 @@ def run(options: Quantize) -> None:
     options.check(model, recipe)
     if budget is not None:
         check_budget(model, recipe, budget)
-    run = RunFolder(folder, "quantize", options.config(), options.seed)
+    run = RunFolder(folder, "quantize", options.config(), options.seed, device=device_of(model))
     with run.timed("images"):
         images = options.calibration_images(model, folder)
     if budget is not None:

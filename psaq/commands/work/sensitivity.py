@@ -1,5 +1,6 @@
 """What ``psaq sensitivity`` does."""
 
+from psaq.commands.options import device_of
 from psaq.commands.sensitivity import MeasureSensitivity
 from psaq.quantization.sensitivity import sensitivity
 from psaq.runs import RunFolder
@@ -11,7 +12,7 @@ def run(options: MeasureSensitivity) -> None:
     recipe, folder = options.chosen_recipe(), options.folder("sensitivity")
     model = options.model.load()
     options.check(model, recipe)
-    run = RunFolder(folder, "sensitivity", options.config(), options.seed)
+    run = RunFolder(folder, "sensitivity", options.config(), options.seed, device=device_of(model))
     with run.timed("images"):
         images = options.calibration_images(model, folder)
     with run.timed("sensitivity"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from psaq.commands.options import device_of
 from psaq.commands.synthesize import Synthesize
 from psaq.distributed import is_first, say, together
 from psaq.figures.densities import draw_densities
@@ -20,9 +21,8 @@ def run(options: Synthesize) -> None:
     folder = options.out or Path("runs") / f"synthesize-{options.model.label}-seed{options.synthesis.seed}"
     with together():
         model = options.model.load()
-        run = RunFolder(
-            folder, "synthesize", {"model": options.model, "synthesis": options.synthesis}, options.synthesis.seed
-        )
+        config, seed = {"model": options.model, "synthesis": options.synthesis}, options.synthesis.seed
+        run = RunFolder(folder, "synthesize", config, seed, device=device_of(model))
         finished = bool(run.record["results"]) and (folder / REPORT_FILE).exists()
     if finished:
         say(f"{len(load_images(folder))} images are already in {folder}; name another folder to make them anew")

@@ -38,7 +38,7 @@ _MOST_WORKERS = 16
 def run(options: Table1) -> None:
     with together():
         _check(options)
-        run = RunFolder(options.out, "table1", _settings(options))
+        run = RunFolder(options.out, "table1", _settings(options), device=choose_device(options.device))
     store = CellStore(options.out / "cells")
     skipped: dict[str, str] = {}
     for name in dict.fromkeys(options.models):

@@ -34,6 +34,13 @@ def test_the_table_has_every_variant_and_its_ratio(options, tmp_path, capsys):
     assert STEP in capsys.readouterr().out
 
 
+def test_the_device_is_the_one_asked_for(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("psaq.commands.work.benchmark_synthesis.device_name", lambda device: f"named {device}")
+    BenchmarkSynthesis(options, images=(1,), repeats=1, eager=False, memory=False, out=tmp_path / "out.csv").run()
+    assert "on named cpu" in capsys.readouterr().out
+    assert ",named cpu," in (tmp_path / "out.csv").read_text()
+
+
 @pytest.mark.parametrize("name", ["micro_segmenter", "micro_detector"])
 def test_boxes_and_pixels_are_timed_without_a_class_loss(name, capsys):
     BenchmarkSynthesis(ModelOptions(name, device="cpu"), images=(1,), repeats=1, memory=False).run()

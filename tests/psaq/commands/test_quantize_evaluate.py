@@ -15,6 +15,7 @@ from psaq.commands.evaluate import Evaluate
 from psaq.commands.options import ModelOptions
 from psaq.commands.quantize import Quantize
 from psaq.commands.sensitivity import MeasureSensitivity
+from psaq.commands.synthesize import Synthesize
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.images.batches import gaussian_images
@@ -153,6 +154,20 @@ def test_sensitivity_writes_a_table_and_a_picture(vit, tmp_path, capsys):
     assert f"most sensitive: {expected.worst_first()[0].layer}, " in said
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["results"]["most_sensitive"][0] == expected.worst_first()[0].layer
+
+
+def test_a_run_names_the_device_that_its_model_is_on(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("psaq.runs.device_name", lambda device: f"named {device}")
+    calibrating = {"gaussian": True, "num_images": 2, "recipe": "paper"}
+    runs = {
+        "quantize": Quantize(**calibrating, out=tmp_path / "quantize"),
+        "sensitivity": MeasureSensitivity(**calibrating, out=tmp_path / "sensitivity"),
+        "evaluate": Evaluate(images=photos, out=tmp_path / "evaluate"),
+        "synthesize": Synthesize(synthesis=SynthesisConfig(num_images=1, steps=1), out=tmp_path / "synthesize"),
+    }
+    for name, command in runs.items():
+        command.run()
+        assert json.loads((tmp_path / name / "run.json").read_text())["device"] == "named cpu"
 
 
 def test_evaluate_prints_and_records_what_the_function_returns(vit, photos, tmp_path, capsys):
