@@ -1,6 +1,8 @@
 """The picture files of a folder: which there are, and which are passed over."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,10 @@ class FoundPictures:
 
 
 def find_pictures(folder: Path) -> FoundPictures:
-    """The pictures in ``folder``, searched to the bottom. Raises PsaqError for a link that leads nowhere."""
+    """The pictures in ``folder``, searched to the bottom, linked folders included. Raises PsaqError for a link that
+    leads nowhere."""
     files, passed_over = [], Counter[str]()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_files_under(folder)):
         suffix = path.suffix.lower()
         if path.name.startswith(_SIDE_FILES) or suffix not in IMAGE_SUFFIXES | _OTHERS:
             continue
@@ -37,6 +40,20 @@ def find_pictures(folder: Path) -> FoundPictures:
         else:
             passed_over[suffix] += 1
     return FoundPictures(files, passed_over)
+
+
+def _files_under(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Whatever is no folder. A link back to a folder that is ``above`` would never end and is left out, as is a folder
+    that may not be read."""
+    itself = folder.resolve()
+    if itself in above or not os.access(folder, os.R_OK | os.X_OK):
+        return
+    for entry in os.scandir(folder):
+        path = Path(entry)
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            yield from _files_under(path, above | {itself})
+        else:
+            yield path
 
 
 def counted(passed_over: Counter[str]) -> str:

@@ -96,6 +96,16 @@ def test_what_macos_puts_beside_pictures_is_passed_over(folder):
     assert [path.name for path in picture_files([folder])] == ["3.webp", "1.jpg", "2.png", "4.bmp"]
 
 
+def test_linked_folders_are_searched_and_those_that_lead_back_are_not(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "class0").symlink_to(folder / "b")
+    (linked / "class1").symlink_to(folder / "a")
+    (folder / "b" / "back").symlink_to(linked)
+    (linked / "itself").symlink_to(linked / "itself")
+    found = [path.relative_to(linked).as_posix() for path in picture_files([linked])]
+    assert found == ["class0/2.png", "class0/c/4.bmp", "class1/1.jpg"]
+
+
 def test_a_link_that_leads_nowhere_is_named(folder):
     (folder / "a" / "5.png").symlink_to(folder / "gone.png")
     with pytest.raises(PsaqError, match=r"a/5\.png: is a link to .*gone\.png, which is not there"):
