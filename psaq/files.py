@@ -27,8 +27,8 @@ NEWEST_FORMAT = FORMAT_WITH_GROUPS
 _NAMES = ("psaq", "format_version", "header")
 _ALSO = {WHOLE, PARTS, "format"}
 """What else a file's metadata may hold; "format" is what transformers adds."""
-PICKLED = {".pth", ".pt", ".bin", ".ckpt"}
-"""The endings of files that torch.save wrote."""
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""The endings of files that torch.save wrote; .tar is the last of .pth.tar, which holds no archive."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -197,7 +197,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a user's weight file holds: a safetensors file's tensors, or what torch.save wrote (.pth, .pt, .bin, .ckpt).
+    """What a user's weight file holds: a safetensors file's tensors, or what torch.save wrote, told by its ending
+    (`PICKLED`).
 
     Only tensors and plain containers are read; a pickle that asks for anything else is refused before it runs.
 
@@ -206,7 +207,7 @@ def read_checkpoint(path: Path) -> Any:
     """
     path = Path(path)
     if path.suffix.lower() not in PICKLED:
-        return read_safetensors(path)[0]
+        return _safetensors_of_any_name(path)
     if not path.is_file():
         raise PsaqError(f"{path}: there is no such file")
     try:
@@ -224,6 +225,15 @@ def read_checkpoint(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise PsaqError(f"{path}: is damaged or was not written by torch.save ({_first_line(error)})") from error
+
+
+def _safetensors_of_any_name(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return read_safetensors(path)[0]
+    except PsaqError as error:
+        if path.suffix.lower() == ".safetensors" or not path.is_file():
+            raise
+        raise PsaqError(f"{error}; what torch.save wrote is read where it ends in {', '.join(PICKLED)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,8 @@ class ModelOptions:
     micro_detector), transformers:NAME-OR-FOLDER for a model of
     transformers in safetensors, or FILE.py:FUNCTION for a function of yours that returns a torch.nn.Module."""
     weights: Path | None = None
-    """A local file of weights (.safetensors, .pth, .pt, .bin); without it the published ones are used."""
+    """A local file of weights (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt); without it the published ones are
+    used."""
     num_classes: int | None = None
     """The class count the weights were trained for, where it is not the model's usual one."""
     image_size: int | None = None

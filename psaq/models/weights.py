@@ -24,7 +24,8 @@ _TRANSLATION_ERRORS = (KeyError, ValueError, TypeError, RuntimeError, AttributeE
 
 
 def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
-    """Give ``model`` the weights of a file (.safetensors, .pth, .pt, .bin), which must hold exactly its tensors.
+    """Give ``model`` the weights of a file (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt), which must hold exactly
+    its tensors.
 
     They may lie in an entry (`ENTRIES`, several deep), and their names may begin with what a wrapper added; what was
     taken is said in a line. Names that timm or transformers used earlier are translated.
@@ -33,7 +34,9 @@ def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
         PsaqError: a file that cannot be read, or would run code; tensors that do not fit or hold NaN.
     """
     if not isinstance(path, str | PathLike):
-        raise PsaqError(f"weights {path!r}: must be the path of a file (.safetensors, .pth, .pt, .bin)")
+        raise PsaqError(
+            f"weights {path!r}: must be the path of a file (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt)"
+        )
     path = Path(path)
     entries, tensors = _unnested(read_checkpoint(path), path)
     prefix = _prefix(tensors, model)

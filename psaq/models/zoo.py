@@ -43,9 +43,9 @@ def load_model(model: str | nn.Module, weights: Path | str | None = None, **arch
             "micro_detector"), any timm name or tag,
             "transformers:NAME-OR-FOLDER" for what ``save_pretrained`` wrote, "FILE.py:FUNCTION" for a function of
             one's own that returns a module, or a module, which is returned as it is, without its wrappers.
-        weights: a file (.safetensors, .pth, .pt, .bin) that must hold exactly the model's tensors; its code, if any,
-            is never run. Without it, a named model gets its published weights (the bundled ones lie in the package,
-            others come from the Hugging Face hub).
+        weights: a file (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt) that must hold exactly the model's tensors;
+            its code, if any, is never run. Without it, a named model gets its published weights (the bundled ones lie
+            in the package, others come from the Hugging Face hub).
         **architecture: passed to ``timm.create_model`` (``num_classes=10``, ``img_size=384``, …), set in transformers'
             configuration, or passed to the function of one's own.
 

@@ -10,6 +10,7 @@ import torch
 from launch import environment
 
 from psaq.errors import PsaqError
+from psaq.files import PICKLED
 from psaq.models.zoo import load_model
 
 CUT_OFF = """
@@ -87,7 +88,7 @@ class _Runs:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
+@pytest.mark.parametrize("suffix", PICKLED)
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_no_file_of_weights_runs_code(tmp_path, suffix, write):
     path = tmp_path / f"weights{suffix}"

@@ -34,7 +34,7 @@ def _same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".ckpt"])
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".ckpt", ".pth.tar"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saved_loads(trained, tmp_path, ending, zipped, capsys):
     path = tmp_path / f"weights{ending}"
@@ -115,6 +115,12 @@ def test_a_damaged_file_is_named(trained, tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(PsaqError, match=r"cut\.pth: is (damaged|no plain)"):
         load_weights(Own(), path)
+
+
+def test_the_endings_that_are_read_are_named(trained, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "weights.model")
+    with pytest.raises(PsaqError, match=r"not a safetensors file.*ends in \.pth, \.pt, .*\.tar"):
+        load_weights(Own(), tmp_path / "weights.model")
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "nowhere.safetensors"])
