@@ -110,6 +110,13 @@ def layer_label(name: str, index: int) -> str:
     return f"block {numbers[0] if len(numbers) == 1 else index + 1}"
 
 
+def check_measurable(model: nn.Module, layers: Sequence[int] | None, bandwidth: float, grid_points: int | None) -> None:
+    """Raise PsaqError as `patch_similarity_density` does for whatever is wrong with any images."""
+    similarity_grid(bandwidth, grid_points)
+    with record_patch_features(unwrapped(model)) as recorder:
+        choose_layers(layers, len(recorder.sites))
+
+
 def choose_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     """Positions of the layers counted from 1, of ``count``; all where None. Raises PsaqError out of range."""
     if layers is None:

@@ -69,11 +69,8 @@ def choose_images(
     Raises:
         PsaqError: images of another size or other classes than the model's, or none of a class asked for.
     """
-    names = _names(model)
-    if classes and not names:
-        raise PsaqError(f"{type(model).__name__}: tells no classes apart; leave the classes out")
+    names, wanted = _names(model), find_classes(model, classes)
     _check_fit(images, model, len(names))
-    wanted = [find_class(names, name) for name in classes]
     labels = images.labels.tolist()
     known = sorted({*labels} - {NO_CLASS})
     if wanted and not known:
@@ -84,6 +81,14 @@ def choose_images(
             raise PsaqError(f"class {label} ({names[label]}): no image was synthesised for it; there are {there}")
     kept = [index for index, label in enumerate(labels) if not wanted or label in wanted][:count]
     return _select(images, kept)
+
+
+def find_classes(model: nn.Module, classes: Sequence[str]) -> list[int]:
+    """The indices of classes by name or number. Raises PsaqError where the model does not know one of them."""
+    names = _names(model)
+    if classes and not names:
+        raise PsaqError(f"{type(model).__name__}: tells no classes apart; leave the classes out")
+    return [find_class(names, name) for name in classes]
 
 
 def confidences(model: nn.Module, images: SyntheticImages) -> Float[Tensor, "images"]:

@@ -11,6 +11,7 @@ import torch
 from psaq.commands.demo import Demo
 from psaq.commands.evaluate import PREDICTIONS_FILE
 from psaq.commands.options import choose_device
+from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import draw_run
@@ -39,6 +40,8 @@ SOURCES = {STANDARD: "real scenes", GAUSSIAN: "noise", PSAQ: "synthesised images
 
 
 def run(options: Demo) -> None:
+    if options.scenes < 1:
+        raise PsaqError(f"--scenes {options.scenes}: must be at least 1")
     recipes = [Recipe.paper(*parse_precision(precision)) for precision in options.precisions]
     config, device = replace(options, out=Path()), choose_device(options.device)
     run = RunFolder(options.out, "demo", config, options.synthesis.seed, device=device)
@@ -105,7 +108,7 @@ def _dense_line(options: Demo, name: str, recipe: Recipe) -> str:
         assert report.reference is not None
         (what, score), (_, full) = report.headline, report.reference.headline
         scores.append(f"{method} {score:.2f} ({report.agreement:.1f})")
-    examples = [pictures.picture(index) for index in range(3)]
+    examples = [pictures.picture(index) for index in range(min(3, options.scenes))]
     save_figure(draw_predictions(model, qmodel, examples, pictures.class_names()), folder / PREDICTIONS_FILE)
     return f"{name} {what}: FP {full:.2f}, W{recipe.weights}A{recipe.activations} {', '.join(scores)}"
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from psaq.commands.plot_density import PlotDensity
 from psaq.density import DensityCurves, LayerNumbers, describe, patch_similarity_density
+from psaq.density.measure import check_measurable
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.pictures import load_pictures, normalised_for
@@ -19,6 +20,7 @@ from psaq.synthesis import SynthesisConfig, synthesize
 def run(options: PlotDensity) -> None:
     options.figure.check(options.csv, options.json)
     model = options.model.load()
+    check_measurable(model, options.layers or None, options.bandwidth, options.grid)
     curves = patch_similarity_density(
         model,
         dict(_sources(options, model)),

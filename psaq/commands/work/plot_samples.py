@@ -4,7 +4,7 @@ from torch import nn
 
 from psaq.commands.plot_samples import PlotSamples
 from psaq.errors import PsaqError
-from psaq.figures.samples import choose_images, plot_film, plot_generated
+from psaq.figures.samples import choose_images, find_classes, plot_film, plot_generated
 from psaq.images.synthetic import SyntheticImages, load_images
 from psaq.synthesis import SynthesisConfig, synthesize
 
@@ -15,6 +15,7 @@ def run(options: PlotSamples) -> None:
             raise PsaqError(f"--{option} {value}: must be at least 1")
     options.figure.check()
     model = options.model.load()
+    find_classes(model, options.classes)
     images = choose_images(_images(options, model), model, options.classes, options.images)
     if options.film:
         figure = plot_film(images, model, options.figure.look())

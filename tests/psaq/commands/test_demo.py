@@ -2,12 +2,14 @@
 
 import html
 import json
+from dataclasses import replace
 
 import pytest
 
 from psaq.commands.demo import Demo
 from psaq.commands.work import demo
 from psaq.commands.work.demo import WHY, seen
+from psaq.errors import PsaqError
 from psaq.quantization.recipes import parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.tables.comparison import GAUSSIAN, PSAQ, STANDARD, Row
@@ -44,6 +46,15 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "MICRO_DENSE", ())
     synthesis = SynthesisConfig(num_images=2, steps=2, film_frames=0)
     return Demo(synthesis=synthesis, scenes=10, precisions=("W4A4",), out=tmp_path / "demo")
+
+
+def test_fewer_scenes_than_are_drawn_will_do_and_none_is_refused_before_the_work(small, monkeypatch):
+    monkeypatch.setattr(demo, "MICRO_DENSE", ("micro_detector",))
+    replace(small, scenes=2).run()
+    assert (small.out / "micro_detector" / "predictions.png").exists()
+    with pytest.raises(PsaqError, match="--scenes 0: must be at least 1"):
+        replace(small, scenes=0, out=small.out / "none").run()
+    assert not (small.out / "none").exists()
 
 
 def test_what_is_seen_stands_under_the_table_and_in_the_page(small, capsys):

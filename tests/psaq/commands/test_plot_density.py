@@ -130,6 +130,13 @@ def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path, monkeypatch,
         PlotDensity(noise=True, figure=FigureOptions(tmp_path / name)).run()
 
 
+@pytest.mark.parametrize("wrong", [{"layers": (99,)}, {"grid": 10}, {"bandwidth": 1.0}])
+def test_a_wrong_measurement_is_refused_before_images_are_synthesised(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr("psaq.commands.work.plot_density.synthesize", lambda *_, **__: pytest.fail("synthesised first"))
+    with pytest.raises(PsaqError, match=r"layers|grid|bandwidth"):
+        PlotDensity(synthesize=True, figure=FigureOptions(tmp_path / "a.png"), **wrong).run()
+
+
 def test_without_a_word_a_bundled_model_draws_all_three(tmp_path, monkeypatch):
     monkeypatch.undo()  # the bundled model itself
     options = ModelOptions(model="micro_swin")

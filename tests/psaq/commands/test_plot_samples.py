@@ -50,6 +50,12 @@ def test_command_synthesises_where_no_run_is_named(tmp_path, monkeypatch, images
     assert (tmp_path / "samples.png").exists()
 
 
+def test_an_unknown_class_is_refused_before_images_are_synthesised(tmp_path, monkeypatch):
+    monkeypatch.setattr("psaq.commands.work.plot_samples.synthesize", lambda *_, **__: pytest.fail("synthesised first"))
+    with pytest.raises(PsaqError, match="'wolf': is none of the model's"):
+        PlotSamples(classes=("wolf",), figure=FigureOptions(tmp_path / "samples.png")).run()
+
+
 def changed(run, **changes):
     images = load_images(run)
     fields = {name: getattr(images, name) for name in ("images", "labels", "mean", "std", "film", "provenance")}
