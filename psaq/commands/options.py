@@ -41,6 +41,13 @@ class ModelOptions:
         """The model's name as a part of a file's: of a path its end."""
         return re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2])
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the model lies in the package, and takes rendered scenes."""
+        from psaq.models.micro import MICRO_DENSE, MICRO_MODELS
+
+        return self.model in (*MICRO_MODELS, *MICRO_DENSE)
+
     def load(self) -> "nn.Module":
         """The model on its device. Raises PsaqError as `load_model` does."""
         from psaq.models.zoo import load_model

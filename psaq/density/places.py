@@ -125,7 +125,8 @@ class _Follower(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             axes = [self._followed(function, args, kwargs, result, axis) for axis in (0, 1)]
         for tensor, *followed in zip(tensors_in(result), *map(tensors_in, axes), strict=False):
-            self._axes[tensor] = tuple(followed)
+            if tensor.is_floating_point():  # others are indices and masks, which stay what they are
+                self._axes[tensor] = tuple(followed)
         return result
 
     def _followed(

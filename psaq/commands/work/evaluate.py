@@ -20,7 +20,6 @@ from psaq.images.imagenet import ImageFolder, imagenet
 from psaq.images.masks import segmentation
 from psaq.images.pictures import picture_files
 from psaq.images.preprocessing import preprocessing_for
-from psaq.models.micro import MICRO_DENSE, MICRO_MODELS
 from psaq.quantization.checkpoint import load
 from psaq.reports import write_report
 from psaq.runs import RunFolder
@@ -61,7 +60,7 @@ def _dataset(options: Evaluate, model: nn.Module) -> Dataset[Any]:
         return segmentation(options.images, options.masks, model, options.ignore, options.labels or None)
     lacking = {"detection": "--annotations FILE", "segmentation": "--masks DIR"}
     task = task_of(model, options.task).name
-    if options.images is None and options.model.model in (*MICRO_MODELS, *MICRO_DENSE):
+    if options.images is None and options.model.is_bundled:
         return held_out_scenes(options.model.model, options.scenes, model)
     if task in lacking:
         raise PsaqError(f"model {options.model.model!r}: is for {task}; add --images DIR and {lacking[task]}")

@@ -1,6 +1,7 @@
 """What ``psaq plot-density`` does."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,9 @@ from psaq.density import DensityCurves, LayerNumbers, describe, patch_similarity
 from psaq.density.measure import check_measurable
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, gaussian_images
+from psaq.images.held_out import held_out_scenes
 from psaq.images.pictures import load_pictures, normalised_for
-from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images
-from psaq.models.micro import MICRO_MODELS
 from psaq.synthesis import SynthesisConfig, synthesize
 
 
@@ -36,10 +36,9 @@ def run(options: PlotDensity) -> None:
 
 def _sources(options: PlotDensity, model: nn.Module) -> Iterator[tuple[str, CalibrationImages]]:
     everything = not (options.noise or options.real or options.scenes or options.generated or options.synthesize)
-    bundled = options.model.model in MICRO_MODELS
     if options.noise or everything:
         yield "noise", gaussian_images(model, options.images, options.seed)
-    if options.real or options.scenes or (everything and bundled):
+    if options.real or options.scenes or (everything and options.model.is_bundled):
         yield "real", _real(options, model)
     if options.generated or options.synthesize or everything:
         yield "generated", _generated(options, model)
@@ -50,8 +49,12 @@ def _real(options: PlotDensity, model: nn.Module) -> Tensor:
         raise PsaqError("--real and --scenes: both name the real images; give one of them")
     if options.real:
         return load_pictures(options.real, model, options.images)
-    scenes = SceneDataset(options.images, options.seed, model)
-    return torch.stack([scenes[index][0] for index in range(len(scenes))])
+    if not options.model.is_bundled:
+        raise PsaqError(
+            f"--scenes: are for the bundled models, not for {options.model.model}; name pictures with --real"
+        )
+    scenes: Any = held_out_scenes(options.model.model, options.images, model, options.seed)
+    return torch.stack([scenes[index][0] for index in range(options.images)])
 
 
 def _generated(options: PlotDensity, model: nn.Module) -> Tensor:

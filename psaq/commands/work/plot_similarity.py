@@ -1,13 +1,15 @@
 """What ``psaq plot-similarity`` does."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from psaq.commands.plot_similarity import PlotSimilarity
 from psaq.density.maps import SimilarityMap, similarity_maps
 from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
+from psaq.images.held_out import held_out_scenes
 from psaq.images.pictures import load_pictures, normalised_for
-from psaq.images.scenes import SceneDataset
 from psaq.images.synthetic import load_images, true_colours
 from psaq.models.zoo import data_config
 from psaq_plots import similarity_figure
@@ -38,11 +40,18 @@ def _image(options: PlotSimilarity, model: nn.Module) -> Tensor:
     if options.noise:
         return gaussian_images(model, 1, options.index)[0]
     if options.generated is None:
-        return SceneDataset(options.index + 1, model=model)[options.index][0]
+        return _scene(options, model)
     images = normalised_for(model, load_images(options.generated))
     if not 0 <= options.index < len(images):
         raise PsaqError(f"--index {options.index}: {options.generated} holds {len(images)} images, counted from 0")
     return images[options.index]
+
+
+def _scene(options: PlotSimilarity, model: nn.Module) -> Tensor:
+    if not options.model.is_bundled:
+        raise PsaqError(f"model {options.model.model!r}: name the image with --image, --generated or --noise")
+    scenes: Any = held_out_scenes(options.model.model, options.index + 1, model, seed=0)
+    return scenes[options.index][0]
 
 
 def picked_patch(layer: SimilarityMap) -> tuple[float, float, float, float]:

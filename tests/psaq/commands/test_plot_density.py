@@ -9,6 +9,7 @@ from PIL import Image
 
 from psaq.commands.options import ModelOptions
 from psaq.commands.outputs import FigureOptions
+from psaq.commands.plot_similarity import PlotSimilarity
 from psaq.errors import PsaqError
 from psaq.images.synthetic import SyntheticImages
 from psaq.plot_density import PlotDensity
@@ -145,6 +146,23 @@ def test_without_a_word_a_bundled_model_draws_all_three(tmp_path, monkeypatch):
     layers = [layer["layer"] for layer in numbers(tmp_path / "a.json")["real"]["layers"]]
     assert layers[0] == "stage 1 · block 1"
     assert len(layers) == 6
+
+
+@pytest.mark.parametrize("name", ["micro_segmenter", "micro_detector"])
+def test_bundled_models_of_boxes_and_pixels_see_scenes(tmp_path, monkeypatch, name):
+    monkeypatch.undo()
+    PlotDensity(ModelOptions(name), scenes=True, images=2, figure=FigureOptions(tmp_path / "a.png")).run()
+    PlotSimilarity(ModelOptions(name), index=1, figure=FigureOptions(tmp_path / "b.png")).run()
+    assert (tmp_path / "a.png").exists()
+    assert (tmp_path / "b.png").exists()
+
+
+def test_any_other_model_is_told_how_to_name_its_images(tmp_path):
+    options, figure = ModelOptions("deit_tiny"), FigureOptions(tmp_path / "a.png")
+    with pytest.raises(PsaqError, match=r"not for deit_tiny; name pictures with --real"):
+        PlotDensity(options, scenes=True, images=2, figure=figure).run()
+    with pytest.raises(PsaqError, match=r"deit_tiny.*--image, --generated or --noise"):
+        PlotSimilarity(options, figure=figure).run()
 
 
 def test_a_model_that_is_not_bundled_has_no_scenes(tmp_path):
