@@ -1,6 +1,7 @@
 """Synthesised images and all that is known of how they came about."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,17 +52,21 @@ class SyntheticImages:
         return true_colours(self.images, self.mean, self.std)
 
     def save(self, folder: Path | str) -> Path:
-        """Write ``images.safetensors`` and one PNG per image into ``folder``. Returns the safetensors file.
+        """Write ``images.safetensors`` and one PNG per image into ``folder``; PNGs of images that were saved
+        there before are removed. Returns the safetensors file.
 
         Raises:
             PsaqError: the folder cannot be written to; nothing is left half-written.
         """
         folder = make_folder(Path(folder))
         pictures = make_folder(folder / "images")
-        for index, (label, picture) in enumerate(zip(self.labels.tolist(), self.true_colours(), strict=True)):
-            save_picture(pictures / f"{index:04d}{'' if label == NO_CLASS else f'_class{label}'}.png", picture)
-        path = folder / FILE_NAME
+        path, earlier = folder / FILE_NAME, _pictures_in(folder)
+        files = [pictures / _picture_name(index, label) for index, label in enumerate(self.labels.tolist())]
+        for file, picture in zip(files, self.true_colours(), strict=True):
+            save_picture(file, picture)
         save_tensors(path, dict(self._tensors()), KIND, self._header())
+        for file in earlier - {*files}:
+            file.unlink(missing_ok=True)
         return path
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -103,6 +108,17 @@ def load_images(path: Path | str) -> SyntheticImages:
     if wrong is not None:
         raise PsaqError(f"{file}: is damaged: {wrong}; synthesise anew")
     return images
+
+
+def _picture_name(index: int, label: int) -> str:
+    return f"{index:04d}{'' if label == NO_CLASS else f'_class{label}'}.png"
+
+
+def _pictures_in(folder: Path) -> set[Path]:
+    """The PNGs of images that were saved in ``folder``; none where the pictures there are anyone else's."""
+    if not (folder / FILE_NAME).exists():
+        return set()
+    return {file for file in (folder / "images").glob("*.png") if re.fullmatch(r"\d{4,}(_class\d+)?\.png", file.name)}
 
 
 def _invariants(found: SyntheticImages) -> Iterator[tuple[str, bool]]:

@@ -40,6 +40,17 @@ def test_pictures_show_the_true_colours(images, tmp_path):
     np.testing.assert_allclose(picture.transpose(2, 0, 1) / 255, pixels.numpy(), atol=0.5 / 255 + 1e-6)
 
 
+def test_a_folder_used_before_holds_the_pictures_of_the_last_images_alone(images, tmp_path):
+    others = [tmp_path / "images" / name for name in ("1234.png", "cat.png")]
+    others[0].parent.mkdir()
+    for file in others:
+        file.write_bytes(b"of the user's")
+    images.save(tmp_path)
+    assert others[0].exists(), "nothing was saved here before"
+    replace(images, images=images.images[:2], labels=torch.tensor([5, -1]), film=None, history={}).save(tmp_path)
+    assert {file.name for file in (tmp_path / "images").iterdir()} == {"0000_class5.png", "0001.png", "cat.png"}
+
+
 def test_colours_beyond_black_and_white_are_clamped():
     extreme = torch.tensor([-100.0, 100.0]).expand(1, 3, 1, 2)
     assert true_colours(extreme, MEAN, STD)[0, 0, 0].tolist() == [0, 255]
