@@ -21,11 +21,11 @@ class Export:
     or openvino is faster where the processor has VNNI, AMX or their like; where it has not, sums of 8-bit weights are
     wrong."""
     images: Path | None = None
-    """Pictures to check it on; by default noise."""
+    """What to check it on: a run of ``psaq synthesize``, or a folder of real pictures; by default noise."""
     num_images: int = 32
-    """How many of them, in sorted path order."""
+    """How many of them; of a folder, the first in sorted path order."""
     crop_pct: float | None = None
-    """Part of the resized picture's side that the centre crop keeps; by default the model's own."""
+    """For real pictures: part of the resized side that the centre crop keeps; by default the model's own."""
     model: str | None = None
     """What was quantised, as `psaq quantize` names it; only where the file holds no way to build it."""
     part: str | None = None

@@ -14,6 +14,7 @@ from psaq.models.features import example_image
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.pipeline import check_overrides
 from psaq.quantization.recipes import Recipe
+from psaq.runs import RUN_FILE
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.folder import synthesize_into
 from psaq.tasks.dense import DenseTask
@@ -29,7 +30,7 @@ def check(options: Calibrating, model: nn.Module, recipe: Recipe) -> None:
     if options.images is not None and _is_synthesised(options.images):
         load_images(options.images)
     elif options.images is not None:
-        picture_files([options.images])
+        _pictures_in(options.images)
     check_crop_pct(options.crop_pct)
     check_overrides(converted(model, example_image(model))[0], recipe)
 
@@ -48,8 +49,20 @@ def images_in(place: Path, model: nn.Module, count: int | None = None, crop_pct:
     """The images of a run of ``psaq synthesize``, or a folder's real pictures, the first in sorted path order."""
     if _is_synthesised(place):
         return normalised_for(model, load_images(place))[:count]
-    files, whole = picture_files([place])[:count], isinstance(task_of(model), DenseTask)
+    files, whole = _pictures_in(place)[:count], isinstance(task_of(model), DenseTask)
     return load_pictures(files, model, crop_pct=crop_pct, whole=whole)
+
+
+def _pictures_in(place: Path) -> list[Path]:
+    """A folder's pictures. Raises PsaqError where some are a run's, whose figures nobody calibrates on."""
+    files = picture_files([place])
+    folders = {folder for file in files for folder in file.parents if folder.is_relative_to(place)}
+    if any((folder / name).exists() for folder in folders for name in (RUN_FILE, FILE_NAME)):
+        synthesised = ", ".join(str(folder) for folder in sorted(folders) if _is_synthesised(folder))
+        raise PsaqError(
+            f"{place}: holds a run of psaq and its figures; name {synthesised or 'a folder of real pictures alone'}"
+        )
+    return files
 
 
 def _is_synthesised(images: Path) -> bool:

@@ -8,8 +8,8 @@ from torch import nn
 from psaq.choices import Runtime
 from psaq.commands.export import Export
 from psaq.commands.quantize import MODEL_FILE
+from psaq.commands.work.calibration import images_in
 from psaq.images.batches import gaussian_images
-from psaq.images.pictures import load_pictures, picture_files
 from psaq.models.zoo import fresh_model
 from psaq.quantization.checkpoint import load
 from psaq.quantization.deployment.onnx_graph import EXACT_BITS, export_onnx
@@ -51,7 +51,7 @@ def _runtimes_of(target: Runtime | None) -> list[Runtime]:
 def _pictures(options: Export, qmodel: nn.Module) -> Images:
     if options.images is None:
         return gaussian_images(qmodel, options.num_images)
-    return load_pictures(picture_files([options.images])[: options.num_images], qmodel, crop_pct=options.crop_pct)
+    return images_in(options.images, qmodel, options.num_images, options.crop_pct)
 
 
 def _remarks(qmodel: nn.Module, runtime: Runtime | None) -> Iterator[str]:

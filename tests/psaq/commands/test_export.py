@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, save
+from psaq import PsaqError, Recipe, SynthesisConfig, gaussian_images, load_model, quantize, save, synthesize
 from psaq.commands.export import Export
 from psaq.commands.work import export as export_module
 
@@ -41,6 +41,24 @@ def test_absent_pictures_are_named_before_anything_is_written(qmodel: torch.nn.M
     with pytest.raises(PsaqError, match="absent"):
         Export(tmp_path, tmp_path / "model.onnx", images=tmp_path / "absent").run()
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_it_is_checked_on_the_images_of_a_synthesis(qmodel: torch.nn.Module, tmp_path: Path, monkeypatch: Any) -> None:
+    save(qmodel, tmp_path / "model.safetensors")
+    made = synthesize(load_model("micro_vit"), SynthesisConfig(num_images=3, steps=1))
+    made.save(tmp_path / "run")
+    (tmp_path / "run" / "density.png").write_bytes(next((tmp_path / "run" / "images").iterdir()).read_bytes())
+    checked: list[torch.Tensor] = []
+    check = export_module.check_onnx
+
+    def noted(file: Path, model: torch.nn.Module, images: torch.Tensor, *how: Any, **more: Any) -> Any:
+        checked.append(images)
+        return check(file, model, images, *how, **more)
+
+    monkeypatch.setattr(export_module, "check_onnx", noted)
+    monkeypatch.setattr(export_module, "installed", lambda: ["onnxruntime"])
+    Export(tmp_path, tmp_path / "model.onnx", images=tmp_path / "run", num_images=2, batch_size=2, repeats=1).run()
+    torch.testing.assert_close(checked[0], made.images[:2])
 
 
 def test_an_absent_model_is_named(tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_a_run_of_synthesis_gives_its_images(vit, tmp_path):
     assert same_scales(load(tmp_path / "run" / "model.safetensors", vit), expected)
 
 
+def test_a_runs_figures_are_no_pictures_to_calibrate_on(vit, tmp_path):
+    Synthesize(synthesis=SynthesisConfig(num_images=1, steps=1), out=tmp_path / "runs" / "made").run()
+    with pytest.raises(PsaqError, match=r"runs: holds a run of psaq and its figures; name .*runs/made$"):
+        Quantize(images=tmp_path / "runs", out=tmp_path / "run").run()
+    (tmp_path / "runs" / "made" / "images.safetensors").unlink()
+    with pytest.raises(PsaqError, match=r"made: holds a run of psaq and its figures; name a folder of real pictures"):
+        Quantize(images=tmp_path / "runs" / "made", out=tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_images_they_are_synthesised(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(SynthesisConfig, "steps", 2)
     monkeypatch.setattr("psaq.commands.work.calibration.SynthesisConfig", lambda **o: SynthesisConfig(steps=2, **o))
