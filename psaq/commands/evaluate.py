@@ -59,7 +59,8 @@ class Evaluate:
                 "--annotations and --masks: the first is for boxes, the second for pixels; give one of them"
             )
         alone = {"labels": (self.labels, not named), "ignore": (self.ignore != 255, self.masks is None)}
-        alone["crop-pct"] = (self.crop_pct is not None, bool(named))
+        alone["crop-pct"] = (self.crop_pct is not None, bool(named) or self.images is None)
+        alone["scenes"] = (self.scenes != type(self).scenes, self.images is not None)
         for name, (given, useless) in alone.items():
             if given and useless:
                 raise PsaqError(f"--{name}: does nothing for what is measured here; leave it out")

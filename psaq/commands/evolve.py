@@ -19,8 +19,8 @@ class Evolve(Quantising):
     """Bits of weights and activations, 2 to 8 each."""
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     images: Path | None = None
-    """Learn from these alone: a run of ``psaq synthesize``, or a folder of real pictures. By default they are
-    synthesised."""
+    """Learn from these alone: a run of ``psaq synthesize``, or a folder of real pictures; where they are more than
+    --pool, from as many, spread evenly over them. By default they are synthesised."""
     preset: Preset = "default"
     """Where the other options start from: paper is V2 as it is described."""
 

@@ -11,6 +11,7 @@ from psaq.images.pictures import load_pictures, normalised_for, picture_files
 from psaq.images.preprocessing import check_crop_pct
 from psaq.images.synthetic import FILE_NAME, load_images
 from psaq.models.features import example_image
+from psaq.progress import note
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.pipeline import check_overrides
 from psaq.quantization.recipes import Recipe
@@ -31,8 +32,17 @@ def check(options: Calibrating, model: nn.Module, recipe: Recipe) -> None:
         load_images(options.images)
     elif options.images is not None:
         _pictures_in(options.images)
-    check_crop_pct(options.crop_pct)
+    check_crop(options.crop_pct, options.images, model)
     check_overrides(converted(model, example_image(model))[0], recipe)
+
+
+def check_crop(crop_pct: float | None, place: Path | None, model: nn.Module) -> None:
+    """Raise PsaqError for a crop that cannot be, or of images that are not cropped: only pictures are, and these only
+    for models of classes or features."""
+    check_crop_pct(crop_pct)
+    cropped = place is not None and not _is_synthesised(place) and not isinstance(task_of(model), DenseTask)
+    if crop_pct is not None and not cropped:
+        raise PsaqError("--crop-pct: does nothing for the images that are taken here; leave it out")
 
 
 def calibration_images(options: Calibrating, model: nn.Module, folder: Path) -> CalibrationImages:
@@ -45,12 +55,22 @@ def calibration_images(options: Calibrating, model: nn.Module, folder: Path) -> 
     return images_in(options.images, model, options.num_images, options.crop_pct)
 
 
-def images_in(place: Path, model: nn.Module, count: int | None = None, crop_pct: float | None = None) -> Tensor:
-    """The images of a run of ``psaq synthesize``, or a folder's real pictures, the first in sorted path order."""
+def images_in(place: Path, model: nn.Module, count: int, crop_pct: float | None = None, spread: bool = False) -> Tensor:
+    """The images of a run of ``psaq synthesize``, or a folder's real pictures in sorted path order: the first
+    ``count``, or as many spread evenly over all."""
     if _is_synthesised(place):
-        return normalised_for(model, load_images(place))[:count]
-    files, whole = _pictures_in(place)[:count], isinstance(task_of(model), DenseTask)
-    return load_pictures(files, model, crop_pct=crop_pct, whole=whole)
+        images = normalised_for(model, load_images(place))
+        return images[_taken(place, len(images), count, spread)]
+    files = _pictures_in(place)
+    files = [files[index] for index in _taken(place, len(files), count, spread)]
+    return load_pictures(files, model, crop_pct=crop_pct, whole=isinstance(task_of(model), DenseTask))
+
+
+def _taken(place: Path, there: int, count: int, spread: bool) -> list[int]:
+    if there < count and not spread:
+        note(f"{place}: holds {there} images, fewer than {count}; all are taken")
+    count = min(there, count)
+    return [index * there // count for index in range(count)] if spread else list(range(count))
 
 
 def _pictures_in(place: Path) -> list[Path]:

@@ -35,7 +35,7 @@ def run(options: Evolve) -> None:
     model = options.model.load()
     check_compiled(model, options.evolution)
     check_overrides(converted(model, example_image(model))[0], recipe)
-    given = None if options.images is None else images_in(options.images, model)
+    given = None if options.images is None else images_in(options.images, model, options.evolution.pool, spread=True)
     may_differ = [f"evolution.{name}" for name in LENGTH]
     seed, device = options.evolution.seed, device_of(model)
     run = RunFolder(folder, "evolve", options.config(), seed, besides=may_differ, device=device)

@@ -8,7 +8,7 @@ from torch import nn
 from psaq.choices import Runtime
 from psaq.commands.export import Export
 from psaq.commands.quantize import MODEL_FILE
-from psaq.commands.work.calibration import images_in
+from psaq.commands.work.calibration import check_crop, images_in
 from psaq.images.batches import gaussian_images
 from psaq.models.zoo import fresh_model
 from psaq.quantization.checkpoint import load
@@ -49,6 +49,7 @@ def _runtimes_of(target: Runtime | None) -> list[Runtime]:
 
 
 def _pictures(options: Export, qmodel: nn.Module) -> Images:
+    check_crop(options.crop_pct, options.images, qmodel)
     if options.images is None:
         return gaussian_images(qmodel, options.num_images)
     return images_in(options.images, qmodel, options.num_images, options.crop_pct)

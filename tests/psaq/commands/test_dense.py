@@ -71,6 +71,8 @@ def test_from_a_file_of_ones_own_to_scores_and_a_page(folder, psaq, name):
         (["--labels", "1"], "--labels: does nothing for what is measured here"),
         (["--ignore", "3"], "--ignore: does nothing"),
         (["--images", "images", "--masks", "masks", "--crop-pct", "0.5"], "--crop-pct: does nothing"),
+        (["--crop-pct", "0.5"], "--crop-pct: does nothing"),
+        (["--images", "images", "--scenes", "3"], "--scenes: does nothing"),
         (["--pictures", "-1"], "--pictures -1: must be at least 0"),
         (["--images", "images", "--masks", "masks"], "knows a MaskTruth of each picture, the model is for classif"),
         (

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from noise_picture import noise_picture
 
 import psaq
 from psaq.commands.evolve import Evolve
 from psaq.commands.options import ModelOptions
 from psaq.errors import PsaqError
 from psaq.evolution import EvolutionConfig
+from psaq.images.pictures import load_pictures
+from psaq.images.preprocessing import read_image
+from psaq.images.synthetic import SyntheticImages
 from psaq.reports import write_report
 
 QUICK = EvolutionConfig(rounds=2, num_images=4, image_steps=2, kept_aside=4, steps=2, batch_size=4)
@@ -46,6 +50,25 @@ def test_the_folder_tells_what_came_of_every_round(vit, tmp_path, capsys):
         assert title in page
     command.run()  # again: nothing is left to do
     assert torch.equal(psaq.load_images(folder).images, images.images)
+
+
+@pytest.mark.parametrize("synthesised", [False, True])
+def test_of_more_images_than_the_pool_holds_as_many_are_taken_evenly(vit, tmp_path, monkeypatch, synthesised):
+    for index in range(6):
+        noise_picture((32, 32), 60 + index).save(tmp_path / f"{index}.png")
+    pictures, place = load_pictures(tmp_path, vit), tmp_path
+    if synthesised:
+        place = tmp_path / "made"
+        SyntheticImages(pictures, torch.zeros(6, dtype=torch.int64), (0.5,) * 3, (0.5,) * 3).save(place)
+    read, given = [], []
+    monkeypatch.setattr(
+        "psaq.images.pictures.read_image", lambda path, name: read.append(path.name) or read_image(path, name)
+    )
+    monkeypatch.setattr("psaq.commands.work.evolve.evolve", lambda *_, images, **__: given.append(images) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Evolve(images=place, evolution=replace(QUICK, pool=3), out=tmp_path / "run").run()
+    assert read == ([] if synthesised else ["0.png", "2.png", "4.png"])
+    torch.testing.assert_close(given[0], pictures[::2])
 
 
 def test_asked_for_more_rounds_it_goes_on(tmp_path):

@@ -61,6 +61,12 @@ def test_it_is_checked_on_the_images_of_a_synthesis(qmodel: torch.nn.Module, tmp
     torch.testing.assert_close(checked[0], made.images[:2])
 
 
+def test_a_crop_of_noise_is_refused(qmodel: torch.nn.Module, tmp_path: Path) -> None:
+    save(qmodel, tmp_path / "model.safetensors")
+    with pytest.raises(PsaqError, match="--crop-pct: does nothing"):
+        Export(tmp_path, tmp_path / "model.onnx", crop_pct=0.9).run()
+
+
 def test_an_absent_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(PsaqError, match=r"absent\.safetensors"):
         Export(tmp_path / "absent.safetensors", tmp_path / "model.onnx").run()

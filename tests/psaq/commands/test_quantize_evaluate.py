@@ -92,6 +92,13 @@ def test_a_run_of_synthesis_gives_its_images(vit, tmp_path):
     assert same_scales(load(tmp_path / "run" / "model.safetensors", vit), expected)
 
 
+def test_how_many_images_are_taken_is_said_where_fewer_are_there(vit, photos, tmp_path, capsys):
+    Quantize(recipe="paper", images=photos / "class0", num_images=3, out=tmp_path / "few").run()
+    assert "class0: holds 2 images, fewer than 3; all are taken" in capsys.readouterr().err
+    Quantize(recipe="paper", images=photos / "class0", num_images=2, out=tmp_path / "enough").run()
+    assert "fewer" not in capsys.readouterr().err
+
+
 def test_a_runs_figures_are_no_pictures_to_calibrate_on(vit, tmp_path):
     Synthesize(synthesis=SynthesisConfig(num_images=1, steps=1), out=tmp_path / "runs" / "made").run()
     with pytest.raises(PsaqError, match=r"runs: holds a run of psaq and its figures; name .*runs/made$"):
@@ -211,6 +218,8 @@ def test_bundled_models_are_measured_on_scenes(monkeypatch, capsys):
         (Quantize(precision="W8A9"), "activations"),
         (Quantize(gaussian=True, num_images=0), "--num-images 0"),
         (Quantize(images="photos", num_images=-1), "--num-images -1"),
+        (Quantize(gaussian=True, crop_pct=0.9), "--crop-pct: does nothing"),
+        (Quantize(crop_pct=0.9), "--crop-pct: does nothing"),
         (Quantize(gaussian=True, images="/nowhere"), "--gaussian"),
         (Quantize(faithful=True), "--recipe paper"),
         (Quantize(override=("blocks.*",)), "PATTERN=W8A8"),
