@@ -6,4 +6,4 @@ from psaq.program import run_command
 __all__ = ["PlotDensity"]
 
 if __name__ == "__main__":
-    run_command(PlotDensity)
+    run_command(PlotDensity, prog="python -m psaq.plot_density")

@@ -6,4 +6,4 @@ from psaq.program import run_command
 __all__ = ["Tune"]
 
 if __name__ == "__main__":
-    run_command(Tune)
+    run_command(Tune, prog="python -m psaq.tune")

@@ -134,4 +134,4 @@ def _measured(qmodel: nn.Module, dataset: Any, reference: Tensor, labels: Tensor
 
 
 if __name__ == "__main__":
-    run_command(Ablation)
+    run_command(Ablation, prog="python -m psaq.experiments.ablation")

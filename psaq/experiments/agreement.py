@@ -151,4 +151,4 @@ def _logits(forward: Forward, images: Tensor, description: str) -> Tensor:
 
 
 if __name__ == "__main__":
-    run_command(Agreement)
+    run_command(Agreement, prog="python -m psaq.experiments.agreement")

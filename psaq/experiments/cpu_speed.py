@@ -154,4 +154,4 @@ def _versions() -> str:
 
 
 if __name__ == "__main__":
-    run_command(CpuSpeed)
+    run_command(CpuSpeed, prog="python -m psaq.experiments.cpu_speed")

@@ -175,4 +175,4 @@ def line(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    run_command(DeitTiny)
+    run_command(DeitTiny, prog="python -m psaq.experiments.deit_tiny")

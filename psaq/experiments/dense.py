@@ -162,4 +162,4 @@ def _order(result: Result) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    run_command(Dense)
+    run_command(Dense, prog="python -m psaq.experiments.dense")

@@ -179,4 +179,4 @@ def line(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    run_command(Ablation)
+    run_command(Ablation, prog="python -m psaq.experiments.evolution")

@@ -152,4 +152,4 @@ def _megabytes(qmodel: nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    run_command(Groups)
+    run_command(Groups, prog="python -m psaq.experiments.groups")

@@ -233,4 +233,4 @@ def entropy_sum(model: nn.Module, images: Float[Tensor, "images 3 height width"]
 
 
 if __name__ == "__main__":
-    run_command(ImageAblation)
+    run_command(ImageAblation, prog="python -m psaq.experiments.image_ablation")

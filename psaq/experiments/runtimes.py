@@ -171,4 +171,4 @@ def _logits(forward: Forward, images: Tensor, description: str) -> Tensor:
 
 
 if __name__ == "__main__":
-    run_command(Runtimes)
+    run_command(Runtimes, prog="python -m psaq.experiments.runtimes")

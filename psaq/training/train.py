@@ -184,4 +184,4 @@ def _check(options: TrainMicro) -> None:
 
 
 if __name__ == "__main__":
-    run_command(TrainMicro)
+    run_command(TrainMicro, prog="python -m psaq.training.train")

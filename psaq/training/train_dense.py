@@ -148,4 +148,4 @@ def _boxes_loss(model: Any, images: Tensor, masks: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    run_command(TrainDense)
+    run_command(TrainDense, prog="python -m psaq.training.train_dense")

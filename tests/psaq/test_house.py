@@ -114,3 +114,10 @@ def names(file: Path) -> Iterator[str]:
     """What a file imports, modules included."""
     yield from imported(file)
     yield from (name.rpartition(".")[0] for name in imported(file))
+
+
+def test_what_runs_by_itself_is_called_as_it_is_started():
+    for file in (ROOT / "psaq").rglob("*.py"):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for call in re.findall(r"^    run_command\((?!_find)(.*)\)$", file.read_text(encoding="utf-8"), re.MULTILINE):
+            assert call.endswith(f'prog="python -m {module}"'), f"{module}: Ctrl-C names another command to go on by"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -15,6 +16,7 @@ from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import draw_run
+from psaq.files import write_whole
 from psaq.images.batches import CalibrationImages, gaussian_images
 from psaq.images.held_out import CALIBRATION_SEED, HELD_OUT_SEED, calibration_scenes, held_out_scenes
 from psaq.images.scenes import SceneDataset
@@ -109,7 +111,8 @@ def _dense_line(options: Demo, name: str, recipe: Recipe) -> str:
         (what, score), (_, full) = report.headline, report.reference.headline
         scores.append(f"{method} {score:.2f} ({report.agreement:.1f})")
     examples = [pictures.picture(index) for index in range(min(3, options.scenes))]
-    save_figure(draw_predictions(model, qmodel, examples, pictures.class_names()), folder / PREDICTIONS_FILE)
+    figure = draw_predictions(model, qmodel, examples, pictures.class_names())
+    write_whole(folder / PREDICTIONS_FILE, partial(save_figure, figure))
     return f"{name} {what}: FP {full:.2f}, W{recipe.weights}A{recipe.activations} {', '.join(scores)}"
 
 

@@ -1,6 +1,7 @@
 """What ``psaq evaluate`` does."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from psaq.commands.quantize import MODEL_FILE
 from psaq.distributed import is_first, together
 from psaq.errors import PsaqError
 from psaq.evaluation import evaluate
+from psaq.files import write_whole
 from psaq.images.coco import coco
 from psaq.images.folder import counted
 from psaq.images.held_out import held_out_scenes
@@ -94,7 +96,7 @@ def _draw(options: Evaluate, folder: Path, model: nn.Module, quantized: nn.Modul
         pictures = [dataset.picture(index) for index in range(min(options.pictures, len(dataset)))]
         names = dataset.class_names() if hasattr(dataset, "class_names") else None
         figure = draw_predictions(model, quantized, pictures, names, options.task)
-        save_figure(figure, folder / PREDICTIONS_FILE)
+        write_whole(folder / PREDICTIONS_FILE, partial(save_figure, figure))
     write_report(folder)
 
 

@@ -1,6 +1,7 @@
 """Boxes and pixels from the command line: a model of one's own, quantised with no data, scored and drawn."""
 
 import sys
+from functools import partial
 
 import pytest
 from dense_makes import write_annotations, write_masks, write_models, write_pictures
@@ -8,7 +9,15 @@ from PIL import Image
 from repeats import also
 
 from psaq.cli import main
+from psaq.commands.demo import Demo
+from psaq.commands.evaluate import Evaluate
+from psaq.commands.work import demo, evaluate
+from psaq.errors import PsaqError
+from psaq.images.held_out import held_out_scenes
+from psaq.models.zoo import load_model
+from psaq.quantization.recipes import Recipe
 from psaq.runs import read_run
+from psaq.synthesis import SynthesisConfig
 
 TRUTHS = {"detector": ["--annotations", "boxes.json"], "segmenter": ["--masks", "masks"]}
 TASKS = {"detector": "detection", "segmenter": "segmentation"}
@@ -127,3 +136,24 @@ def test_the_normalisation_may_be_told(folder, psaq):
     common = ["evaluate", "--model", "models.py:segmenter", "--images", "images", "--masks", "masks"]
     usual = psaq(*common).out
     assert psaq(*common, "--mean", "0.9", "--std", "0.1").out != usual
+
+
+@pytest.mark.parametrize("command", [evaluate, demo])
+def test_what_is_drawn_is_whole_or_as_it_was(tmp_path, monkeypatch, command):
+    def half(_figure, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "save_figure", half)
+    model, drawn = load_model("micro_segmenter"), tmp_path / "micro_segmenter" / "predictions.png"
+    drawn.parent.mkdir()
+    drawn.write_bytes(b"whole")
+    options = Demo(synthesis=SynthesisConfig(num_images=1, steps=1), scenes=1, out=tmp_path)
+    scenes = held_out_scenes("micro_segmenter", 1, model)
+    draw = {
+        demo: partial(demo._dense_line, options, "micro_segmenter", Recipe.paper()),
+        evaluate: partial(evaluate._draw, Evaluate(), drawn.parent, model, model, scenes),
+    }
+    with pytest.raises(PsaqError, match=r"predictions\.png: could not be written"):
+        draw[command]()
+    assert drawn.read_bytes() == b"whole"
