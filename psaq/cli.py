@@ -24,7 +24,10 @@ COMMANDS = {
         "measure classes, boxes or pixels, and agreement with the FP model",
     ),
     "table1": ("psaq.commands.table1:Table1", "repeat the paper's Table 1: real images, noise, synthesised images"),
-    "export": ("psaq.commands.export:Export", "write a quantised model as ONNX and check it in onnxruntime"),
+    "export": (
+        "psaq.commands.export:Export",
+        "write a quantised model as ONNX and check it in onnxruntime and OpenVINO",
+    ),
     "plot-density": (
         "psaq.commands.plot_density:PlotDensity",
         "draw the patch-similarity density of every layer (Fig. 3)",

@@ -31,7 +31,8 @@ def accuracy_figure(
     style = find_style(style)
     published = published or {}
     require(len(rows) > 0 and len(accuracy) > 0, "accuracy: holds no row; give at least one")
-    for name, values in [*accuracy.items(), *published.items(), ("full_precision", full_precision or rows)]:
+    full = rows if full_precision is None else full_precision
+    for name, values in [*accuracy.items(), *published.items(), ("full_precision", full)]:
         require(len(values) == len(rows), f"{name}: {len(values)} numbers for {len(rows)} rows; give one each")
     places = np.arange(len(rows))
     with styled(style):

@@ -165,6 +165,9 @@ def _columns(path: Path, schema: Any) -> Columns:
     label = next(_of_type(features, "ClassLabel"), "label")
     if image not in schema.names or label not in schema.names:
         raise PsaqError(f"{path}: has the columns {', '.join(schema.names)}; an image and a label are needed")
+    types, kind = _arrow("pyarrow").types, schema.field(label).type
+    if not (types.is_integer(kind) or types.is_boolean(kind)):
+        raise PsaqError(f"{path}: its column {label!r} holds {kind}, not numbers of classes; save it as a ClassLabel")
     names = features.get(label, {}).get("names")
     return Columns(image, label, len(names) if names else None)
 

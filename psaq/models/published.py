@@ -11,6 +11,7 @@ from torch import nn
 
 from psaq.errors import PsaqError
 from psaq.models.sources import ModelSource, remember
+from psaq.models.transformers_library import first_line
 
 
 def published_model(source: ModelSource) -> nn.Module:
@@ -47,12 +48,13 @@ def _published_weights(source: ModelSource) -> Path:
     offline = not hub_can_be_found()
     try:
         return Path(huggingface_hub.hf_hub_download(hub_id, "model.safetensors", local_files_only=offline))
-    except (
-        OSError,
-        huggingface_hub.errors.HfHubHTTPError,
-        huggingface_hub.errors.EntryNotFoundError,
-    ) as error:
+    except huggingface_hub.errors.LocalEntryNotFoundError as error:
         raise PsaqError(
             f"model {source.name!r}: its weights ({hub_id}) are not in the local cache and the hub cannot be reached. "
             "Either connect to the network once, or give a local file with --weights FILE"
+        ) from error
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.EntryNotFoundError) as error:
+        raise PsaqError(
+            f"model {source.name!r}: the hub does not give its weights ({hub_id}): {first_line(error)}. Give a local "
+            "file with --weights FILE"
         ) from error

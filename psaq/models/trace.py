@@ -309,8 +309,9 @@ def _settings(
 ) -> Mapping[str, Any]:
     if kind == "layer":
         return layer_geometry(function, args, kwargs)
-    if function.__name__ in ("mul", "mul_", "div", "div_") and isinstance(args[-1], int | float):
-        return {"by": args[-1]}
+    by = kwargs.get("other", args[-1] if args else None)
+    if function.__name__ in ("mul", "mul_", "div", "div_") and isinstance(by, int | float):
+        return {"by": by}
     return {name: value for name, value in kwargs.items() if isinstance(value, int | float | str | tuple)}
 
 

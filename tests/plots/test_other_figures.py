@@ -173,6 +173,13 @@ def test_accuracy_places_dots_and_published_rings():
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([82.5, 82.5])
 
 
+def test_full_precision_may_be_an_array():
+    figure = accuracy_figure({"noise": [6.0, 4.0]}, ["W8A8", "W4A8"], np.array([82.5, 82.5]))
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([82.5, 82.5])
+    with pytest.raises(ValueError, match="full_precision: 0 numbers for 1 rows"):
+        accuracy_figure({"noise": [6.0]}, ["W8A8"], [])
+
+
 def test_accuracy_of_another_number_of_rows_is_refused():
     with pytest.raises(ValueError, match="noise: 1 numbers for 2 rows"):
         accuracy_figure({"noise": [6.0]}, ["W8A8", "W4A8"])

@@ -108,6 +108,7 @@ def test_an_index_out_of_range_ends_the_data_set(hub, vit):
     [
         (table(range(2), names=("photo", "class")), "columns photo, class"),
         (table(range(2), {**FEATURES, "class": {"_type": "ClassLabel", "names": ["one"]}}), "has 1 classes"),
+        (table(range(2)).set_column(1, "class", pa.array(["cat", "dog"])), "'class' holds string, not numbers"),
         (table(range(2), labels=[3, -1]), "row 1: has no label"),
         (table(range(2), labels=[3, None]), "row 1: has no label"),
         (table(range(2)).set_column(0, "picture", pa.array([b"not a picture"] * 2)), "row 0: is not an image"),

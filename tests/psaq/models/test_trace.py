@@ -41,6 +41,20 @@ def test_calls_come_in_order_with_their_sources():
     assert seen.outputs == [6]
 
 
+def test_operands_may_be_named():
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.mul(input=x, other=2.0)
+            return torch.div(torch.mul(input=y, other=x), other=4)
+
+    seen = trace(Named(), torch.randn(1, 3, 2, 2))
+    assert [(call.sources, call.settings.get("by")) for call in seen.calls] == [
+        ((IMAGE,), 2.0),
+        ((0, IMAGE), None),
+        ((1,), 4),
+    ]
+
+
 def test_what_depends_on_parameters_alone_is_static():
     seen = trace(Small(), torch.randn(1, 3, 2, 2))
     assert seen.is_static("token")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -118,6 +119,15 @@ def test_no_network_and_no_file_names_both_ways_out(monkeypatch, tmp_path):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(PsaqError, match=r"network.*--weights"):
+        load_model("swin_small")
+
+
+def test_what_the_hub_answers_is_said(monkeypatch):
+    def absent(*_args, **_options):
+        raise EntryNotFoundError("404 Client Error: Entry Not Found\nfor url: https://hub.example")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    with pytest.raises(PsaqError, match=r"hub does not give .*404 Client Error: Entry Not Found\. .*--weights FILE$"):
         load_model("swin_small")
 
 
