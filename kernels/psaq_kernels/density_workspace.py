@@ -54,12 +54,13 @@ class Workspace:
     """Forms a block of distances and counts it, or looks it up, without allocating anything of its size."""
 
     def __init__(self, device: torch.device):
-        self._position = torch.empty(BLOCK, device=device)
-        self._value = torch.empty(BLOCK, device=device)
-        self._slope = torch.empty(BLOCK, device=device)
-        self._cell = torch.empty(BLOCK, dtype=torch.int64, device=device)
-        self._height = torch.empty(BLOCK, dtype=torch.float64, device=device)
-        self._ones = torch.ones(BLOCK, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # what is made in that mode, no later call outside it may write to
+            self._position = torch.empty(BLOCK, device=device)
+            self._value = torch.empty(BLOCK, device=device)
+            self._slope = torch.empty(BLOCK, device=device)
+            self._cell = torch.empty(BLOCK, dtype=torch.int64, device=device)
+            self._height = torch.empty(BLOCK, dtype=torch.float64, device=device)
+            self._ones = torch.ones(BLOCK, dtype=torch.float64, device=device)
 
     def distances(self, block: Block) -> Distances:
         """u = 1 − Γ, valid until the next call."""

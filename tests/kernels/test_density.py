@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,6 +37,22 @@ def test_density_and_entropy_are_those_of_the_direct_sum(kind, shape, bandwidth)
     assert peak_error(density, exact) < 1e-4
     entropy = density_entropy(density, grid)
     assert (entropy - exact_entropy(exact, grid.double())).abs().max() < 1e-4
+
+
+def test_what_inference_mode_leaves_behind_is_used_outside_it():
+    features, grid = make_features("clustered", (2, 1, 50, 64)), covering_grid(0.05)
+
+    def first_inside_then_outside() -> list[torch.Tensor]:
+        with torch.inference_mode():
+            inside = similarity_density(features, grid, 0.05, backend="torch")
+        found = features.clone().requires_grad_()
+        outside = similarity_density(found, grid, 0.05, backend="torch")
+        return [inside, outside.detach(), *torch.autograd.grad(outside.square().sum(), found)]
+
+    with ThreadPoolExecutor(1) as fresh:  # a thread without a workspace
+        inside, outside, gradient = fresh.submit(first_inside_then_outside).result()
+    assert torch.equal(inside, outside)
+    assert gradient.any()
 
 
 @pytest.mark.parametrize("bandwidth", BANDWIDTHS)
