@@ -36,14 +36,14 @@ class LayerSensitivity:
         weights: bits per weight, None where the layer has no weight to quantise.
         activations: bits per activation, None where none is quantised.
         logit_sqnr: 10·log10(Σ ref² / Σ (ref − q)²) over the logits, in dB; inf where nothing changes.
-        agreement: images whose predicted class stays, in percent.
+        agreement: images whose predicted class stays, in percent; None of a model without classes.
     """
 
     layer: str
     weights: int | None
     activations: int | None
     logit_sqnr: float
-    agreement: float
+    agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ class Sensitivity:
         Raises:
             PsaqError: an unknown style or ending, or ``path`` cannot be written.
         """
-        sqnr, agreement = (
-            np.array([getattr(layer, name) for layer in self.layers]) for name in ("logit_sqnr", "agreement")
-        )
+        sqnr = np.array([layer.logit_sqnr for layer in self.layers])
+        agreement = np.array([layer.agreement for layer in self.layers]) if self._has_classes else None
         try:
             figure = sensitivity_figure(sqnr, agreement, [layer.layer for layer in self.layers], style)
             if path is not None:
@@ -83,12 +82,15 @@ class Sensitivity:
 
     def __str__(self) -> str:
         width = max(len(layer.layer) for layer in self.layers)
-        rows = [f"{'layer':<{width}}  bits  logit SQNR  agreement"]
-        rows += [
-            f"{layer.layer:<{width}}  {_bits(layer):<4}  {layer.logit_sqnr:>7.1f} dB  {layer.agreement:>7.1f} %"
-            for layer in self.layers
-        ]
+        rows = [f"{'layer':<{width}}  bits  logit SQNR{'  agreement' if self._has_classes else ''}"]
+        for layer in self.layers:
+            agreement = "" if layer.agreement is None else f"  {layer.agreement:>7.1f} %"
+            rows.append(f"{layer.layer:<{width}}  {_bits(layer):<4}  {layer.logit_sqnr:>7.1f} dB{agreement}")
         return "\n".join(rows)
+
+    @property
+    def _has_classes(self) -> bool:
+        return all(layer.agreement is not None for layer in self.layers)
 
 
 def sensitivity(
@@ -131,23 +133,25 @@ def switched_off(qmodel: nn.Module) -> dict[str, Switches]:
 
 def costs_alone(
     qmodel: nn.Module, batches: list[Tensor], switches: Mapping[str, Switches], progress: bool
-) -> dict[str, tuple[float, float]]:
-    """Logit SQNR in dB and agreement in percent where only the points of one entry are on, entry by entry."""
-    reference = _logits(qmodel, batches)
+) -> dict[str, tuple[float, float | None]]:
+    """Logit SQNR in dB and agreement in percent (None without classes) where only the points of one entry are on, entry
+    by entry."""
+    answers = Answering(qmodel)
+    reference = _logits(answers, batches)
     costs = {}
     for entry, points in progress_bar(switches.items(), description="Sensitivity", unit="layer", enabled=progress):
         for name, quantizer in points.items():
             qmodel.set_submodule(name, quantizer)
-        logits = _logits(qmodel, batches)
+        logits = _logits(answers, batches)
         for name in points:
             qmodel.set_submodule(name, Point())
-        costs[entry] = logit_sqnr(logits, reference), _agreement(logits, reference)
+        agreement = _agreement(logits, reference) if answers.has_classes else None
+        costs[entry] = logit_sqnr(logits, reference), agreement
     return costs
 
 
 @torch.no_grad()
-def _logits(qmodel: nn.Module, batches: list[Tensor]) -> Logits:
-    answers = Answering(qmodel)
+def _logits(answers: Answering, batches: list[Tensor]) -> Logits:
     return torch.cat([answers(batch).float().cpu() for batch in batches])
 
 
@@ -156,7 +160,7 @@ def _agreement(logits: Logits, reference: Logits) -> float:
 
 
 def _row(
-    qmodel: nn.Module, layer: str, points: Switches, recipe: Recipe, sqnr: float, agreement: float
+    qmodel: nn.Module, layer: str, points: Switches, recipe: Recipe, sqnr: float, agreement: float | None
 ) -> LayerSensitivity:
     weights, activations = bits_at(qmodel, next(iter(points)), recipe)
     of_weights = sum(role(point) == WEIGHT for point in points)

@@ -57,7 +57,7 @@ TITLES = {
     "sensitivity": Kind(
         "What each layer costs",
         "Each layer was quantised alone: the shorter its bar, the more the answers lose.",
-        "One bar per layer for the answers' signal to noise, one for the classes that stay.",
+        "One bar per layer for the answers' signal to noise; where there are classes, one for those that stay.",
     ),
 }
 

@@ -144,9 +144,20 @@ def test_sensitivity_has_two_bars_per_layer(layers):
         np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in bars], np.arange(layers))
 
 
-def test_a_layer_that_costs_nothing_has_no_bar():
-    figure = sensitivity_figure(np.array([np.inf, 20.0]), np.array([100.0, 90.0]), ["a", "b"])
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [0, 20]
+def test_a_layer_that_costs_nothing_has_the_longest_bar():
+    figure = sensitivity_figure(np.array([np.inf, 20.0, np.nan]), np.array([100.0, 90.0, 80.0]), ["a", "b", "c"])
+    assert_tidy(figure)
+    nothing, some, unknown = (bar.get_width() for bar in figure.axes[0].patches)
+    assert nothing == figure.axes[0].get_xlim()[1] > some == 20
+    assert unknown == 0
+    assert "pale" in figure.axes[0].get_xlabel()
+    assert "pale" not in figure.axes[1].get_xlabel()
+
+
+def test_without_classes_there_is_no_panel_of_agreement():
+    figure = sensitivity_figure(np.array([10.0, 20.0]), None, ["a", "b"])
+    assert_tidy(figure)
+    assert [panel.get_xlabel() for panel in figure.axes] == ["logit SQNR (dB)"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from variants import VARIANTS, build, images_for
 
-from psaq import PsaqError, Recipe, quantize, sensitivity
+from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize, sensitivity
 from psaq.quantization.model.points import Point, all_points, live_points
 from psaq.tasks.classification import logit_sqnr
 
@@ -89,6 +89,18 @@ def test_the_table_is_written_and_drawn(vit, images, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 1000
     with pytest.raises(PsaqError, match=r"s\.gif"):
         measured.plot(tmp_path / "s.gif")
+
+
+@pytest.mark.parametrize("name", ["micro_segmenter", "micro_detector"])
+def test_without_classes_there_is_no_agreement(name, tmp_path):
+    model = load_model(name)
+    measured = sensitivity(model, gaussian_images(model, 2))
+    assert {row.agreement for row in measured.layers} == {None}
+    assert "agreement" not in str(measured)
+    assert len(measured.plot().axes) == 1
+    measured.write_csv(tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open() as file:
+        assert {row["agreement"] for row in csv.DictReader(file)} == {""}
 
 
 def test_an_override_that_fits_no_layer_is_refused(vit: nn.Module, images: Tensor) -> None:
