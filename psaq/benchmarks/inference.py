@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run, medians
 from psaq.images.batches import gaussian_images
+from psaq.models.place import tensor_of
 from psaq.quantization.deployment.capture import capture
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.deploy import deploy
@@ -76,7 +77,7 @@ def model_times(
     variants: Mapping[str, nn.Module], sessions: Mapping[str, Session], model: nn.Module, count: int, repeats: int
 ) -> list[ModelTime]:
     """How long every variant and every runtime takes for so many images."""
-    images = gaussian_images(model, count).to(next(model.parameters()).device)
+    images = gaussian_images(model, count).to(tensor_of(model).device)
     runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
     runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
     seconds = medians(runs, repeats, f"{count} images", settle if sessions else None)
@@ -90,7 +91,7 @@ def layer_times(
     variants: Mapping[str, nn.Module], model: nn.Module, dtype: torch.dtype, count: int, repeats: int
 ) -> list[LayerTime]:
     """How long every kind of layer takes for so many images, float beside integers."""
-    images = gaussian_images(model, count).to(next(model.parameters()).device)
+    images = gaussian_images(model, count).to(tensor_of(model).device)
     integer = variants[_integers(dtype)].model
     assert isinstance(integer, nn.Module)
     full = variants[name_of(dtype)]
@@ -152,7 +153,7 @@ def runtime_sessions(qmodel: nn.Module) -> dict[str, Session]:
 
 def _forward(variant: nn.Module, images: Tensor) -> Run:
     """The integer model reads float32 images; a cast one takes them cast."""
-    first = next(variant.parameters()).dtype
+    first = tensor_of(variant).dtype
     in_integers = hasattr(variant, "simulated") or isinstance(variant, CapturedModel)
     batch = images if in_integers else images.to(first)
     return lambda: variant(batch)

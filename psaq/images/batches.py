@@ -11,6 +11,7 @@ from psaq.images.pictures import normalised_for
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.data import data_config, find_data, network_data
 from psaq.models.image_format import renormalised
+from psaq.models.place import tensor_of
 
 Images = Float[Tensor, "images channels height width"]
 CalibrationImages = Tensor | SyntheticImages | Iterable[Tensor]
@@ -48,7 +49,7 @@ def batches_for(model: nn.Module, images: CalibrationImages, batch_size: int) ->
     config = find_data(model)
     if config is not None and isinstance(images, SyntheticImages):
         images = normalised_for(model, images)
-    yield from image_batches(images, batch_size, next(model.parameters()), None if config is None else config.channels)
+    yield from image_batches(images, batch_size, tensor_of(model), None if config is None else config.channels)
 
 
 def gaussian_images(model: nn.Module, count: int, seed: int = 0) -> Images:

@@ -19,6 +19,7 @@ from psaq.models.calling import run
 from psaq.models.data import data_config
 from psaq.models.opened import opened
 from psaq.models.operations import KINDS, Function, layer_operands
+from psaq.models.place import tensor_of
 from psaq.models.trace import IMAGE, Call, Trace, trace
 
 Features = Float[Tensor, "images windows patches channels"]
@@ -71,7 +72,7 @@ def feature_sites(model: nn.Module, images: Tensor | None = None) -> list[Featur
 
 def example_image(model: nn.Module) -> Float[Tensor, "1 channels height width"]:
     """A black image as the model takes it. Raises PsaqError where nothing says of what size."""
-    config, like = data_config(model), next(model.parameters())
+    config, like = data_config(model), tensor_of(model)
     return torch.zeros(1, config.channels, *config.image_size, device=like.device, dtype=like.dtype)
 
 

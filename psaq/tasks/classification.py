@@ -15,6 +15,7 @@ from psaq.distributed import gather_dealt, together
 from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.models.borrowing import evaluating
+from psaq.models.place import tensor_of
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
 from psaq.tasks.reading import Batches, Reading, Unlabelled, WithoutTruth, first_truth, read
@@ -171,7 +172,7 @@ def _collected(
 ) -> tuple[Logits, Int[Tensor, "images"]]:
     batches = Batches.of(dataset, reading.batch_size)
     bar = {"description": description, "total": len(batches.own), "unit": "batch", "enabled": reading.progress}
-    like = next(answers.model.parameters())
+    like = tensor_of(answers.model)
     logits, labels = [], []
     reader = read(dataset, batches, reading, pin=like.is_cuda)
     with evaluating(answers.model), together(), progress_bar(reader, **bar) as shown:  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from psaq.distributed import gather_dealt, together
 from psaq.errors import PsaqError
 from psaq.models.answers import Answering
 from psaq.models.borrowing import evaluating
+from psaq.models.place import tensor_of
 from psaq.progress import progress_bar
 from psaq.tasks.decibels import decibels
 from psaq.tasks.reading import Batches, Reading, Unlabelled, first_truth, read
@@ -70,7 +71,7 @@ class DenseTask(Task):
 
     def answered(self, model: Answering, images: Sequence[Image], sizes: Sequence[Size]) -> list[Answered]:
         """What a model answers to a batch of pictures of these sizes. Raises PsaqError for NaN or infinity in it."""
-        like = next(model.model.parameters())
+        like = tensor_of(model.model)
         output, numbers = model.with_output([image.to(like) for image in images])
         if not numbers.isfinite().all():
             raise PsaqError("the model's answers hold NaN or infinity; check its weights and the images")

@@ -10,6 +10,7 @@ from psaq.models.borrowing import evaluating
 from psaq.models.calling import logits_of, named_parts, run, takes
 from psaq.models.data import data_config, find_data
 from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
+from psaq.models.place import tensor_of
 from psaq.tasks.classification import Classification, Features
 from psaq.tasks.detection import Detection
 from psaq.tasks.segmentation import Segmentation
@@ -49,6 +50,6 @@ def _of_output(output: Any, model: nn.Module) -> TaskName:
 
 @torch.no_grad()
 def _output(model: nn.Module) -> Any:
-    config, like = data_config(model), next(model.parameters())
+    config, like = data_config(model), tensor_of(model)
     with evaluating(model):
         return run(model, torch.zeros(1, config.channels, *config.image_size).to(like))

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.models.place import tensor_of
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.cuda_graph import RecordedModel
 from psaq.quantization.deployment.deploy import IntegerModel
@@ -25,7 +26,7 @@ def capture(model: nn.Module, images: Float[Tensor, "images 3 height width"]) ->
     Raises:
         PsaqError: on a CPU, a model that `psaq.deploy` did not return.
     """
-    device = next(model.parameters()).device
+    device = tensor_of(model).device
     if device.type == "cuda":
         return RecordedModel(model, images.to(device))
     if not isinstance(model, IntegerModel):

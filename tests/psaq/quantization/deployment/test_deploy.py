@@ -11,8 +11,22 @@ from repeats import also
 from small_models import running_twice
 from sqnr import usual_sqnr
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from psaq import IntegerModel, PsaqError, Recipe, SceneDataset, deploy, load, load_model, quantize, save, simulate
+from psaq import (
+    IntegerModel,
+    PsaqError,
+    Recipe,
+    SceneDataset,
+    capture,
+    deploy,
+    evaluate,
+    load,
+    load_model,
+    quantize,
+    save,
+    simulate,
+)
 from psaq.models.answers import Answering
 from psaq.models.features import patch_features
 from psaq.quantization.deployment import deploy as deploy_module
@@ -265,6 +279,18 @@ def test_what_a_model_asks_of_its_layers_is_still_there():
 
 
 _AGAIN = ("norm before a layer", "norm", "layer behind the norm", "activation", "layer before it", "layer behind it")
+
+
+@torch.no_grad()
+def test_a_model_of_integers_alone_is_scored_and_captured_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    torch.manual_seed(1)
+    qmodel = quantize(AsksItsLayers().eval(), images(), Recipe.paper(8, 8, scope="linear"))
+    for dtype in (torch.float32, torch.bfloat16):
+        fast = deploy(qmodel, dtype)
+        assert not list(fast.parameters())
+        assert evaluate(fast, TensorDataset(images(), torch.zeros(6, dtype=torch.long)), qmodel).logit_sqnr > 20
+        assert torch.equal(capture(fast, images())(images(seed=2)), fast(images(seed=2)))
 
 
 @pytest.mark.parametrize("part", ["nothing", *_AGAIN, "blocks"])
