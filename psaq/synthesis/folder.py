@@ -79,8 +79,8 @@ def load_finished(folder: Path, config: SynthesisConfig, model: nn.Module) -> Sy
     weights = fingerprint(unwrapped(model))
     if images.provenance.get("weights", weights) != weights:  # version 0.1 did not say of which they are
         raise PsaqError(
-            f"{folder}: holds images that were synthesised from other weights; name another folder, or give the "
-            "weights of before"
+            f"{folder}: holds images that were synthesised from {images.provenance.get('model')} with other weights; "
+            "name another folder, or give the model and the weights of before"
         )
     return images
 
