@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from repeats import also
 
 import psaq
 from psaq.evolution.loop import START
@@ -13,7 +14,7 @@ SCENES = 200
 """So many tell a gain of 0.1 dB."""
 
 
-@pytest.mark.parametrize("name", ["micro_vit", "micro_swin"])
+@pytest.mark.parametrize("name", ["micro_vit", *also("micro_swin")])
 def test_evolved_at_four_bits_it_answers_scenes_better_than_by_the_recipe_alone(name, tmp_path):
     model = psaq.load_model(name)
     scenes = held_out_scenes(name, SCENES, model)
