@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
+from psaq.models.calling import takes
 from psaq.models.place import tensor_of
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.cuda_graph import RecordedModel
@@ -24,11 +25,14 @@ def capture(model: nn.Module, images: Float[Tensor, "images 3 height width"]) ->
         images: any batch of the shape and dtype that will be asked for.
 
     Raises:
-        PsaqError: on a CPU, a model that `psaq.deploy` did not return.
+        PsaqError: on a CPU, a model that `psaq.deploy` did not return, that takes a list of images, or that
+            torch.compile does not compile there.
     """
     device = tensor_of(model).device
     if device.type == "cuda":
         return RecordedModel(model, images.to(device))
     if not isinstance(model, IntegerModel):
         raise PsaqError(f"{type(model).__name__}: on a {device.type}, capture takes what psaq.deploy returned")
+    if takes(model) == "list":
+        raise PsaqError("the model takes a list of images, which torch.compile does not; call it as it is")
     return FrozenModel(model, images.to(device))

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psaq.errors import PsaqError
 from psaq.models.copying import copied
+from psaq.models.transformers_library import first_line
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.deploy import IntegerModel
 from psaq.quantization.deployment.integer import IntegerLinear
@@ -30,7 +32,13 @@ class FrozenModel(CapturedModel):
                 module.freeze()
         self._compiled = torch.compile(frozen, dynamic=False)
         with redirect_stderr(io.StringIO()):  # the compiler's table of every product's candidates
-            self._answer(images)
+            try:
+                self._answer(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise PsaqError(
+                    f"torch.compile does not compile this model here ({first_line(error)}); it needs a C++ compiler "
+                    "and a model that it takes whole; call the model as it is"
+                ) from error
 
     def _answer(self, images: Float[Tensor, "images 3 height width"]) -> Any:
         # What the compiler guards against stays as it was: the mode, and one tensor, however its images are laid out.

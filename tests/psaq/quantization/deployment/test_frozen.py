@@ -86,3 +86,20 @@ def test_other_images_than_the_captured_are_refused(vit: nn.Module, other: Tenso
 def test_a_float_model_on_the_cpu_is_refused(vit: nn.Module) -> None:
     with pytest.raises(PsaqError, match="capture takes what"):
         capture(vit, images())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_of_lists_is_refused(vit: nn.Module) -> None:
+    model = deployed(vit, Recipe(8, 8, "linear"), torch.float32)
+    model.psaq_takes = "list"
+    with pytest.raises(PsaqError, match="takes a list of images"):
+        capture(model, images())
+
+
+def test_a_missing_compiler_is_named(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(images: Tensor) -> Tensor:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler was found")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: refuse)
+    with pytest.raises(PsaqError, match=r"no C\+\+ compiler was found.*needs a C\+\+ compiler"):
+        capture(deployed(vit, Recipe(8, 8, "linear"), torch.float32), images())
