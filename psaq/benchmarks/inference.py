@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run, medians
 from psaq.images.batches import gaussian_images
-from psaq.models.place import tensor_of
+from psaq.models.place import device_of, tensor_of
 from psaq.quantization.deployment.capture import capture
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.deploy import deploy
@@ -77,7 +77,7 @@ def model_times(
     variants: Mapping[str, nn.Module], sessions: Mapping[str, Session], model: nn.Module, count: int, repeats: int
 ) -> list[ModelTime]:
     """How long every variant and every runtime takes for so many images."""
-    images = gaussian_images(model, count).to(tensor_of(model).device)
+    images = gaussian_images(model, count).to(device_of(model))
     runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
     runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
     seconds = medians(runs, repeats, f"{count} images", settle if sessions else None)
@@ -91,7 +91,7 @@ def layer_times(
     variants: Mapping[str, nn.Module], model: nn.Module, dtype: torch.dtype, count: int, repeats: int
 ) -> list[LayerTime]:
     """How long every kind of layer takes for so many images, float beside integers."""
-    images = gaussian_images(model, count).to(tensor_of(model).device)
+    images = gaussian_images(model, count).to(device_of(model))
     integer = variants[_integers(dtype)].model
     assert isinstance(integer, nn.Module)
     full = variants[name_of(dtype)]

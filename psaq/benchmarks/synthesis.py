@@ -14,6 +14,7 @@ from psaq.images.batches import Images, gaussian_images
 from psaq.losses import eager_entropy
 from psaq.models.answers import Answering
 from psaq.models.features import PatchFeatureRecorder
+from psaq.models.place import device_of
 from psaq.synthesis import SynthesisConfig
 from psaq.synthesis.loop import Synthesis, frozen
 
@@ -31,7 +32,7 @@ def peak_memory(load: Callable[[], nn.Module], name: str, count: int) -> float:
 
 def _peak_in_this_process(load: Callable[[], nn.Module], name: str, count: int) -> float:
     model = load()
-    device = next(model.parameters()).device
+    device = device_of(model)
     variant(name, model, 1)()  # libraries and kernels load now, not in the measured run
     run = variant(name, model, count)
     if device.type == "cuda":
@@ -69,7 +70,7 @@ def variant(name: str, model: nn.Module, count: int) -> Run:
 
 
 def _model_alone(model: nn.Module, count: int) -> Run:
-    device = next(model.parameters()).device
+    device = device_of(model)
     images = gaussian_images(model, count).to(device).requires_grad_()
     answering = Answering(model)
 
@@ -104,7 +105,7 @@ def _synthesis_step(model: nn.Module, count: int) -> Run:
 
 
 def _eager_step(model: nn.Module, count: int) -> Run:
-    device = next(model.parameters()).device
+    device = device_of(model)
     images = gaussian_images(model, count).to(device).requires_grad_()
     optimiser = torch.optim.Adam([images], lr=0.2, betas=(0.5, 0.9))
     answering, recorder = Answering(model), PatchFeatureRecorder(model, "mean")

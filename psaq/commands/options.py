@@ -80,11 +80,6 @@ def _one_or_each(values: tuple[float, ...]) -> float | tuple[float, ...] | None:
     return values[0] if len(values) == 1 else values or None
 
 
-def device_of(model: "nn.Module") -> "torch.device":
-    """Where the model computes."""
-    return next(model.parameters()).device
-
-
 def choose_device(device: Device) -> "torch.device":
     """The device by name. Raises PsaqError for a GPU that is not there."""
     import torch

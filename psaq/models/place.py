@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from psaq.errors import PsaqError
@@ -14,3 +15,8 @@ def tensor_of(model: nn.Module) -> Tensor:
     for tensor in chain(model.parameters(), floats):
         return tensor
     raise PsaqError(f"{type(model).__name__}: has no parameters; give a model with its weights")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes. Raises PsaqError as `tensor_of`."""
+    return tensor_of(model).device

@@ -12,6 +12,7 @@ from psaq.errors import PsaqError
 from psaq.files import load_tensors, save_tensors
 from psaq.models.calling import takes
 from psaq.models.features import example_image
+from psaq.models.place import device_of
 from psaq.models.zoo import DataConfig, ModelSource, build_model, model_source
 from psaq.progress import note
 from psaq.quantization.hugging_face.folder import is_folder_for, weights_file, write_folder
@@ -95,7 +96,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
 
 def _beside(model: nn.Module, qmodel: nn.Module) -> nn.Module:
     """``qmodel``, whose quantisers were read to the CPU, where ``model`` is, unless that has no memory."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     return qmodel if device.type == "meta" else qmodel.to(device)
 
 

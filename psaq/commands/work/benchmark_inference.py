@@ -16,8 +16,8 @@ from psaq.benchmarks.inference import (
     variants_of,
 )
 from psaq.commands.benchmark_inference import BenchmarkInference
-from psaq.commands.options import device_of
 from psaq.images.batches import gaussian_images
+from psaq.models.place import device_of
 from psaq.quantization.deployment.runtimes import Session
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from psaq.commands.evaluate import PREDICTIONS_FILE, Evaluate
-from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE
 from psaq.distributed import is_first, together
 from psaq.errors import PsaqError
@@ -22,6 +21,7 @@ from psaq.images.imagenet import ImageFolder, imagenet
 from psaq.images.masks import segmentation
 from psaq.images.pictures import picture_files
 from psaq.images.preprocessing import preprocessing_for
+from psaq.models.place import device_of
 from psaq.quantization.checkpoint import load
 from psaq.reports import write_report
 from psaq.runs import RunFolder

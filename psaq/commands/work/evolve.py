@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from psaq.commands.evolve import Evolve
-from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE
 from psaq.commands.work.calibration import images_in
 from psaq.commands.work.quantize import fp32_bytes
@@ -20,6 +19,7 @@ from psaq.figures.samples import plot_strip
 from psaq.files import write_csv
 from psaq.images.synthetic import SyntheticImages
 from psaq.models.features import example_image
+from psaq.models.place import device_of
 from psaq.quantization.checkpoint import save
 from psaq.quantization.model.conversion import converted
 from psaq.quantization.pipeline import check_overrides, left_out

@@ -1,11 +1,11 @@
 """What ``psaq plot-predictions`` does."""
 
-from psaq.commands.options import device_of
 from psaq.commands.plot_predictions import PlotPredictions
 from psaq.commands.quantize import MODEL_FILE
 from psaq.errors import PsaqError
 from psaq.images.pictures import picture_files
 from psaq.images.preprocessing import read_image
+from psaq.models.place import device_of
 from psaq.quantization.checkpoint import load
 from psaq.tasks.pictures import draw_predictions
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from psaq.commands.options import device_of
 from psaq.commands.quantize import MODEL_FILE, Quantize
+from psaq.models.place import device_of
 from psaq.quantization.budget import check_budget, fit_budget, parse_budget
 from psaq.quantization.checkpoint import save
 from psaq.quantization.layer_errors import layer_sqnr

@@ -1,7 +1,7 @@
 """What ``psaq sensitivity`` does."""
 
-from psaq.commands.options import device_of
 from psaq.commands.sensitivity import MeasureSensitivity
+from psaq.models.place import device_of
 from psaq.quantization.sensitivity import sensitivity
 from psaq.runs import RunFolder
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from psaq.commands.options import device_of
 from psaq.commands.synthesize import Synthesize
 from psaq.distributed import is_first, say, together
 from psaq.figures.densities import draw_densities
 from psaq.figures.samples import draw_run
 from psaq.images.batches import gaussian_images
 from psaq.images.synthetic import SyntheticImages, load_images
+from psaq.models.place import device_of
 from psaq.reports import write_report
 from psaq.reports.report import REPORT_FILE
 from psaq.runs import RunFolder

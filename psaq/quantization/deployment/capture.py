@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
-from psaq.models.place import tensor_of
+from psaq.models.place import device_of
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.cuda_graph import RecordedModel
 from psaq.quantization.deployment.deploy import IntegerModel
@@ -15,9 +15,9 @@ from psaq.quantization.deployment.frozen import FrozenModel
 def capture(model: nn.Module, images: Float[Tensor, "images 3 height width"]) -> CapturedModel:
     """Make the model ready for batches like ``images``, and for no others.
 
-    At small batches a deployed model waits for Python more than it computes. On a GPU its launches are recorded in a
-    CUDA graph; Triton kernels that are not compiled yet are compiled on all cores first. On a CPU it is compiled with
-    its weights as constants, each product by the faster of oneDNN's and the compiler's own, which takes minutes.
+    At small batches a deployed model waits for Python for a good part of its time. On a GPU its launches are recorded
+    in a CUDA graph; Triton kernels that are not compiled yet are compiled on all cores first. On a CPU it is compiled
+    with its weights as constants, each product by the faster of oneDNN's and the compiler's own, which takes minutes.
 
     Args:
         model: in evaluation mode: what `psaq.deploy` returned; on a GPU also that compiled by ``torch.compile``, or a
@@ -28,7 +28,7 @@ def capture(model: nn.Module, images: Float[Tensor, "images 3 height width"]) ->
         PsaqError: on a CPU, a model that `psaq.deploy` did not return, that takes a list of images, or that
             torch.compile does not compile there.
     """
-    device = tensor_of(model).device
+    device = device_of(model)
     if device.type == "cuda":
         return RecordedModel(model, images.to(device))
     if not isinstance(model, IntegerModel):

@@ -13,6 +13,7 @@ from psaq.errors import PsaqError
 from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.heads import classes_or_none
+from psaq.models.place import device_of
 from psaq.quantization.deployment.attention import WrittenOut, in_chunks
 from psaq.quantization.deployment.integer import (
     FLOATS,
@@ -66,7 +67,7 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
     dtype = dtype or _usual_dtype(qmodel)
     if dtype not in DTYPES:
         raise PsaqError(f"dtype {dtype}: deploy computes in float32, float16 or bfloat16")
-    product = _product(backend, next(qmodel.parameters()).device)
+    product = _product(backend, device_of(qmodel))
     model = copied(qmodel).requires_grad_(False).eval()
     points = live_points(model).keys()
     converted = _swap_layers(model, dtype, product)
@@ -155,7 +156,7 @@ _WHY = ((False, "this processor sums bytes wrongly"), (True, "oneDNN scales whol
 
 
 def _usual_dtype(model: nn.Module) -> torch.dtype:
-    return torch.bfloat16 if next(model.parameters()).device.type == "cuda" else torch.float32
+    return torch.bfloat16 if device_of(model).type == "cuda" else torch.float32
 
 
 def _summarised(points: Iterable[str]) -> list[str]:
