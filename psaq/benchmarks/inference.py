@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run, medians
@@ -64,20 +63,20 @@ def variants_of(model: nn.Module, qmodel: nn.Module, dtype: torch.dtype, compile
     return variants
 
 
-def captured(
-    variants: Mapping[str, nn.Module],
-    images: Float[Tensor, "images channels height width"],
-    dtypes: Sequence[torch.dtype],
-) -> dict[str, nn.Module]:
-    """The models in integers beside these types, made ready for batches like ``images`` alone."""
-    return {f"{name}, captured": capture(variants[name], images) for name in map(_integers, dtypes)}
-
-
 def model_times(
-    variants: Mapping[str, nn.Module], sessions: Mapping[str, Session], model: nn.Module, count: int, repeats: int
+    variants: Mapping[str, nn.Module],
+    sessions: Mapping[str, Session],
+    model: nn.Module,
+    count: int,
+    repeats: int,
+    captured: Sequence[torch.dtype] = (),
 ) -> list[ModelTime]:
-    """How long every variant and every runtime takes for so many images."""
+    """How long every variant and every runtime takes for so many images, and integers beside these types ``captured``
+    for them."""
     images = gaussian_images(model, count).to(device_of(model))
+    torch.compiler.reset()  # or it gives up: all models share their code, of which it makes eight versions
+    names = map(_integers, captured)
+    variants = {**variants, **{f"{name}, captured": capture(variants[name], images) for name in names}}
     runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
     runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
     seconds = medians(runs, repeats, f"{count} images", settle if sessions else None)

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from psaq.benchmarks.inference import captured, model_times, variants_of
+from psaq.benchmarks.inference import model_times, variants_of
 from psaq.errors import PsaqError
 from psaq.experiments.nncf_file import nncf_file
 from psaq.experiments.rows import read_rows, write_rows
@@ -96,8 +96,8 @@ def _tables(name: str, precision: str, counts: list[int], folder: Path) -> Itera
     sessions, counted = _sessions(model, linear, matmul, noise, folder)
     machine = (device_name("cpu"), " ".join(dot_products()) or "none", _versions())
     for count in counts:
-        ready = captured(variants, gaussian_images(model, count), (torch.float32, torch.bfloat16))
-        times = model_times(variants | ready, sessions, model, count, max(_TIMED // count, 4))
+        captured = torch.float32, torch.bfloat16
+        times = model_times(variants, sessions, model, count, max(_TIMED // count, 4), captured)
         yield [
             Row(
                 name,

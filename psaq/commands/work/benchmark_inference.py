@@ -8,7 +8,6 @@ import torch
 from psaq.benchmarks.inference import (
     LayerTime,
     ModelTime,
-    captured,
     layer_times,
     model_times,
     name_of,
@@ -45,8 +44,8 @@ def run(options: BenchmarkInference) -> None:
     folder = None if options.out is None else RunFolder(options.out, "benchmark inference", config, device=device)
     whole = []
     for count in options.images:
-        ready = captured(variants, gaussian_images(model, count), (dtype,)) if options.compiled else {}
-        whole += model_times(variants | ready, sessions, model, count, options.repeats)
+        captured = (dtype,) if options.compiled else ()
+        whole += model_times(variants, sessions, model, count, options.repeats, captured)
     print(_model_table(whole))
     layers = {count: layer_times(variants, model, dtype, count, options.repeats) for count in options.images}
     for count, rows in layers.items():

@@ -51,12 +51,32 @@ def test_a_frozen_model_answers_as_the_deployed_one(
     answer = frozen(x)
     close(answer, expected)
     assert torch.equal(model(x), expected), "the model itself stays as it was"
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu"):
         assert torch.equal(frozen(x.to(memory_format=torch.channels_last)), answer)
     for layer in model.modules():
         if isinstance(layer, IntegerLinear):
             layer.values.zero_()
     assert torch.equal(frozen(x), answer), "its integers are constants"
+
+
+@torch.no_grad()
+def test_a_second_frozen_model_is_compiled_too(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler gives up on a method that it has compiled so many times, and says nothing."""
+    monkeypatch.setattr(frozen_module, "_TUNED", False)
+    model = deployed(vit, Recipe(7, 8, "linear"), torch.float32)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        captured = [capture(model, images(count)) for count in (2, 3)]
+    for frozen, count in zip(captured, (2, 3), strict=True):
+        with torch.profiler.profile() as profile:
+            frozen(images(count))
+        assert not any("layer_norm" in event.name for event in profile.events()), "norms are fused"
+
+
+def test_a_model_of_several_graphs_is_refused(vit: nn.Module) -> None:
+    model = deployed(vit, Recipe(7, 8, "linear"), torch.float32)
+    model.model.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    with pytest.raises(PsaqError, match="a model that it takes whole"):
+        capture(model, images())
 
 
 @pytest.fixture
