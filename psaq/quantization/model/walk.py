@@ -17,6 +17,9 @@ from psaq.quantization.model.conversion import structure
 Calls = Sequence[Tensor]
 """What a module takes or emits in one pass, call by call."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a module is called with: by place and by name."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -66,6 +69,11 @@ class Walk:
     @torch.no_grad()
     def inputs(self, name: str) -> Iterator[Tensor]:
         """What the module ``name`` is called with, call by call of every batch; nothing behind the last is run."""
+        yield from (places[0] for places, _ in self.arguments(name))
+
+    @torch.no_grad()
+    def arguments(self, name: str) -> Iterator[Arguments]:
+        """As `inputs`, with all that the module is called with."""
         for index in range(len(self.batches)):
             yield from self._until(name, index, before=True)
 
@@ -78,17 +86,17 @@ class Walk:
     @torch.no_grad()
     def finish(self, block: str) -> None:
         """Keep what ``block`` emits; from now on it stays as it is."""
-        kept = [self._until(block, index, before=False) for index in range(len(self.batches))]
+        kept: list[Calls] = [self._until(block, index, before=False) for index in range(len(self.batches))]
         if block in self.blocks.names[: self.blocks.in_a_row]:
             self._finished = {name: list(map(_zeros_like, before)) for name, before in self._finished.items()}
         self._finished[block] = kept
         self._layers = {name: calls for name, calls in self._layers.items() if not _is_within(name, [block])}
 
-    def _until(self, name: str, index: int, before: bool) -> Calls:
+    def _until(self, name: str, index: int, before: bool) -> list[Any]:
         calls = self.blocks.calls_of(name) or self.calls.get(name, 1)
         module, reached = self.model.get_submodule(name), _ReachedError(calls)
         if before:
-            handle = module.register_forward_pre_hook(lambda _, inputs: reached.stop(inputs[0]))
+            handle = module.register_forward_pre_hook(lambda _, *call: reached.stop(call), with_kwargs=True)
         else:
             handle = module.register_forward_hook(lambda _, __, output: reached.stop(output))
         kept = {name: calls[index] for name, calls in (self._finished | self._layers).items() if calls[index]}
@@ -123,10 +131,10 @@ class _ReachedError(Exception):
     def __init__(self, calls: int):
         super().__init__()
         self.calls = calls
-        self.seen: list[Tensor] = []
+        self.seen: list[Any] = []
 
-    def stop(self, tensor: Tensor) -> None:
-        self.seen.append(tensor)
+    def stop(self, seen: Any) -> None:
+        self.seen.append(seen)
         if len(self.seen) == self.calls:
             raise self
 

@@ -13,6 +13,7 @@ from psaq.progress import progress_bar
 from psaq.quantization.model.layers import QuantLayer, add_to_bias
 from psaq.quantization.model.points import WEIGHT, Point, layer_of, points_in_scope, role, some_of, weight_points
 from psaq.quantization.model.walk import Walk, blocks
+from psaq.quantization.passes.block_calls import block_calls, by_image
 from psaq.quantization.passes.distillation import distil
 from psaq.quantization.passes.im2col import Vectors, vectors_of
 from psaq.quantization.passes.layer_inputs import ROUNDING, ROUNDING_REASON, input_means, is_product
@@ -29,6 +30,7 @@ from psaq.quantization.quantizers.weights import (
 from psaq.quantization.recipes import Recipe
 
 UNREACHED = "points out of reach"
+UNTRAINED = "reconstructed blocks"
 
 
 def calibrate_in_order(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
@@ -65,6 +67,7 @@ class _InOrder:
         self.reference = Walk(copied(qmodel), batches, known, times) if followed else None
         self.means = input_means(qmodel, batches, layers) if recipe.bias_compensation else {}
         self.seen: dict[str, list[Tensor]] = {}
+        self.untrained: list[str] = []
 
     def quantize(self, name: str) -> None:
         """Quantise the point ``name``, which is the next."""
@@ -82,6 +85,9 @@ class _InOrder:
         """Finish the blocks that are left: a model without a head ends with one."""
         while self.unfinished:
             self._finish(self.unfinished.pop(0))
+        if self.untrained:
+            missing: Any = self.model.psaq_left_out
+            missing[UNTRAINED] = f"{some_of(self.untrained)}: what they are called with is not known of each image"
 
     def _is_behind(self, block: str, name: str) -> bool:
         """Whether a block runs before the point ``name``, and none of its own points is left. Of one without points
@@ -98,11 +104,18 @@ class _InOrder:
     def _finish(self, block: str) -> None:
         if self.reference is not None:
             self.reference.finish(block)
-        if self.recipe.reconstruction_steps and self.quantised.blocks.calls_of(block) == 1:
-            assert self.reference is not None
-            inputs, outputs = torch.cat(list(self.quantised.inputs(block))), torch.cat(self.reference.kept)
-            reconstruct(self.model.get_submodule(block), inputs, outputs, self.recipe.reconstruction_steps, block)
+        if self.recipe.reconstruction_steps:
+            self._reconstruct(block)
         self.quantised.finish(block)
+
+    def _reconstruct(self, block: str) -> None:
+        assert self.reference is not None
+        inputs = block_calls(self.quantised, block) if self.quantised.blocks.calls_of(block) == 1 else None
+        outputs = by_image(self.reference.kept, [len(batch) for batch in self.reference.batches])
+        if inputs is None or outputs is None:
+            self.untrained.append(block)
+        else:
+            reconstruct(self.model.get_submodule(block), inputs, outputs, self.recipe.reconstruction_steps, block)
 
     @torch.no_grad()
     def _quantize_activation(self, name: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psaq.quantization.passes.block_calls import BlockCalls
 from psaq.quantization.passes.training import trained
 
 _IMAGES = 8  # per step
@@ -15,15 +16,15 @@ _IMAGES = 8  # per step
 
 def reconstruct(
     block: nn.Module,
-    inputs: Float[Tensor, "images ..."],
-    outputs: Float[Tensor, "images ..."],
+    inputs: BlockCalls,
+    outputs: Float[Tensor, "images rows ..."],
     steps: int,
     name: str = "a block",
 ) -> None:
     """Train ``block``, quantised, to map ``inputs`` to ``outputs`` by the mean squared error; weights end on the grid.
 
     Args:
-        inputs: what the quantised blocks before it emit.
+        inputs: what it is called with where the blocks before it are quantised.
         outputs: what the block emits in the full-precision model.
         steps: of Adam, the rate falling to zero.
         name: the block's, for the error.
@@ -34,5 +35,6 @@ def reconstruct(
     draw = torch.Generator().manual_seed(0)
     with trained(block, steps, name) as step:
         for _ in range(steps):
-            chosen = torch.randperm(len(inputs), generator=draw)[:_IMAGES].to(inputs.device)
-            step((block(inputs[chosen]) - outputs[chosen]).square().mean())
+            chosen = torch.randperm(len(outputs), generator=draw)[:_IMAGES].to(outputs.device)
+            places, names = inputs.of(chosen)
+            step((block(*places, **names) - outputs[chosen].flatten(0, 1)).square().mean())

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from psaq.errors import PsaqError
 from psaq.quantization.model.layers import QuantLinear
 from psaq.quantization.passes import training
+from psaq.quantization.passes.block_calls import BlockCalls
 from psaq.quantization.passes.reconstruction import reconstruct
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
@@ -29,6 +31,11 @@ def block_and_data(vit, images):
         return qmodel.blocks[0], tokens, vit.blocks[0](tokens)
 
 
+def train(block, tokens, outputs, steps, name="a block"):
+    calls = BlockCalls([tokens[:, None]], [True], tree_flatten(((tokens,), {}))[1])
+    reconstruct(block, calls, outputs[:, None], steps, name)
+
+
 def error(block, tokens, outputs):
     with torch.no_grad():
         return float((block(tokens) - outputs).square().mean())
@@ -37,14 +44,14 @@ def error(block, tokens, outputs):
 def test_the_error_falls(block_and_data):
     block, tokens, outputs = block_and_data
     before = error(block, tokens, outputs)
-    reconstruct(block, tokens, outputs, steps=100)
+    train(block, tokens, outputs, steps=100)
     assert error(block, tokens, outputs) < 0.9 * before
 
 
 def test_weights_end_on_their_grids_and_ranges_adapt(block_and_data):
     block, tokens, outputs = block_and_data
     scales = {name: buffer.clone() for name, buffer in block.named_buffers() if name.endswith("input.scale")}
-    reconstruct(block, tokens, outputs, steps=5)
+    train(block, tokens, outputs, steps=5)
     for layer in (module for module in block.modules() if isinstance(module, QuantLinear)):
         torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=0, atol=0)
     buffers = dict(block.named_buffers())
@@ -57,7 +64,7 @@ def test_it_repeats_bit_by_bit(block_and_data):
     block, tokens, outputs = block_and_data
     twin = copy.deepcopy(block)
     for one in (block, twin):
-        reconstruct(one, tokens, outputs, steps=5)
+        train(one, tokens, outputs, steps=5)
     assert all(torch.equal(a, b) for a, b in zip(block.state_dict().values(), twin.state_dict().values(), strict=True))
 
 
