@@ -1,5 +1,6 @@
 """Where a model is and in what type it computes: what images have to be for it."""
 
+from functools import reduce
 from itertools import chain
 
 import torch
@@ -20,3 +21,8 @@ def tensor_of(model: nn.Module) -> Tensor:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model computes. Raises PsaqError as `tensor_of`."""
     return tensor_of(model).device
+
+
+def type_of(model: nn.Module) -> torch.dtype:
+    """The type that holds all of its parameters. Raises PsaqError as `tensor_of`."""
+    return reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()}, tensor_of(model).dtype)

@@ -1,10 +1,14 @@
 """What torchvision's models say of themselves: the images they take and the classes they know."""
 
+from itertools import chain
+
 from torch import nn
+from torchvision import models
 from torchvision.models import detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms._presets import ImageClassification
 
-from psaq.models.image_format import DataConfig, Values, imagenet_format, input_channels, square
+from psaq.models.image_format import DataConfig, Values, fitted, imagenet_format, input_channels, square
 
 DETECTORS = (detection.FasterRCNN.__base__, detection.FCOS, detection.RetinaNet, detection.ssd.SSD)
 """The base classes of all its detectors: a list of images in, a dict of boxes for each out."""
@@ -18,8 +22,10 @@ def torchvision_data(model: nn.Module) -> DataConfig | None:
         return _detector_data(transform)
     if not type(model).__module__.startswith("torchvision.models."):
         return None
-    size = square(getattr(model, "image_size", _TRAINED_AT))
-    return imagenet_format(size, input_channels(model), interpolation="bilinear")
+    channels = input_channels(model)
+    if (published := _published(model)) is not None:
+        return _as_published(published, channels)
+    return imagenet_format(square(getattr(model, "image_size", _TRAINED_AT)), channels, interpolation="bilinear")
 
 
 def own_statistics(model: nn.Module) -> tuple[Values, Values] | None:
@@ -35,8 +41,33 @@ def torchvision_classes(model: nn.Module) -> int | None:
     family = type(model).__module__.removeprefix("torchvision.models.")
     if family == type(model).__module__ or "." in family:
         return None
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return linears[-1].out_features if linears else None
+    head = _last_linear(model)
+    return None if head is None else head.out_features
+
+
+def _published(model: nn.Module) -> ImageClassification | None:
+    """How the images were made for the first weights that are published of a classifier of this family and of as many
+    parameters, those of the classes apart; a module does not tell which weights it holds."""
+    head = _last_linear(model)
+    if head is None:
+        return None
+    of_a_class = head.in_features + (head.bias is not None)
+    others = sum(parameter.numel() for parameter in model.parameters()) - of_a_class * head.out_features
+    known = map(models.get_model_weights, models.list_models(module=models))
+    for weights in chain.from_iterable(kind for kind in known if kind.__module__ == type(model).__module__):
+        if weights.meta["num_params"] - of_a_class * len(weights.meta["categories"]) == others:
+            return weights.transforms()
+    return None
+
+
+def _as_published(images: ImageClassification, channels: int) -> DataConfig:
+    (size,), (resized,) = images.crop_size, images.resize_size
+    mean, std = fitted(images.mean, channels), fitted(images.std, channels)
+    return DataConfig(square(size), mean, std, images.interpolation.value, crop_pct=size / resized)
+
+
+def _last_linear(model: nn.Module) -> nn.Linear | None:
+    return next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)), None)
 
 
 def _detector_data(transform: GeneralizedRCNNTransform) -> DataConfig:

@@ -30,6 +30,7 @@ _WIDTHS = (NIBBLE_BITS, MAX_BITS)  # any other takes the room of the next
 _STATES = 200_000  # sizes that the search tells apart
 _PER_TENSOR = 200  # bytes of header that one more tensor takes, at most
 _PER_GROUP = 16  # and that to name a weight's group takes
+_REASONS = 1000  # bytes that say what calibration in order left out, at most
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _file_size(qmodel: nn.Module, batches: list[Tensor], recipe: Recipe, free: M
     with tempfile.TemporaryDirectory() as folder:
         save(qmodel, Path(folder) / "widest.safetensors")
         size = (Path(folder) / "widest.safetensors").stat().st_size
-    return size + (_added_biases(qmodel) if recipe.bias_compensation else 0)
+    return size + _REASONS * recipe.in_order + (_added_biases(qmodel) if recipe.bias_compensation else 0)
 
 
 def _added_biases(qmodel: nn.Module) -> int:

@@ -86,6 +86,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
         qmodel, seen = converted(architecture, example_image(architecture))
         tensors, header = upgraded(qmodel, seen, tensors, header)
     qmodel.psaq_takes = takes(qmodel if model is None else model)  # type: ignore[assignment]
+    qmodel = qmodel.double() if header.get("dtype") == "float64" else qmodel
     furnish(qmodel, tensors, header)
     floats = dict(unpacked(qmodel, tensors, header["points"]))
     _load_strictly(qmodel, {**tensors, **floats})

@@ -14,6 +14,9 @@ from psaq.models.calling import run
 from psaq.quantization.model.points import WEIGHT, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 
+_EXACT = 1e-11
+"""Of a signal's energy: less noise is float32's own."""
+
 
 def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int = 32) -> dict[str, dict[str, float]]:
     """SQNR of each layer of a quantised model, in dB: 10 log10 (Σ x² / Σ (x − x̂)²).
@@ -23,8 +26,9 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
         images: normalised for the model; activations are those that these images cause.
 
     Returns:
-        Layer → {"weights": dB, "activations": dB}, in the order of the model's modules; what a layer does not
-        quantise is left out. Of several activations of a layer, the one with the lowest ratio counts.
+        Layer → {"weights": dB, "activations": dB}, in the order of the model's modules. Of several activations of a
+        layer, the one with the lowest ratio counts. Left out is what a layer does not quantise, and what lies on its
+        levels already: pixels, and weights that the recipe rounded, whose error only the next layers show.
 
     Raises:
         PsaqError: the model has nothing quantised, or there are no images.
@@ -36,7 +40,7 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
     with torch.no_grad(), _listening(quantizers, energies):
         for batch in batches_for(qmodel, images, batch_size):
             run(qmodel, batch)
-    return _by_layer({name: _decibels(*energy.tolist()) for name, energy in energies.items() if energy[0] > 0})
+    return _by_layer({name: _decibels(*energy) for name, energy in energies.items() if energy[1] > _EXACT * energy[0]})
 
 
 class _Listening(AffineQuantizer):
@@ -90,5 +94,5 @@ def _by_layer(decibels: dict[str, float]) -> dict[str, dict[str, float]]:
     return layers
 
 
-def _decibels(signal: float, noise: float) -> float:
-    return 10 * log10(signal / noise) if noise > 0 else inf
+def _decibels(signal: Tensor, noise: Tensor) -> float:
+    return 10 * log10(signal / noise)

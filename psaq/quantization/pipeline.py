@@ -14,6 +14,7 @@ from psaq.images.plausible import check_enough, check_plausible
 from psaq.models.calling import run
 from psaq.models.data import find_data
 from psaq.models.image_format import imagenet_format
+from psaq.models.place import type_of
 from psaq.models.sources import model_source
 from psaq.models.trace import Trace
 from psaq.models.wrappers import unwrapped
@@ -67,7 +68,6 @@ def quantize(
     calibrate = calibrate_in_order if recipe.in_order else calibrate_at_once
     calibrate(qmodel, batches, recipe, progress)
     qmodel.psaq_recipe = recipe  # type: ignore[assignment]
-    _remember_origin(qmodel, model, batches[0])
     return own_way_to_save(in_type_of(model, qmodel))
 
 
@@ -90,7 +90,7 @@ def prepared(
     and the batches that it is to be calibrated on. Raises PsaqError as `quantize` does."""
     check_recipe(recipe)
     check_finite(model)
-    wide = torch.promote_types(_type_of(model), torch.float32)
+    wide = torch.promote_types(type_of(model), torch.float32)
     originals = [batch.to(wide) for batch in batches_for(model, images, batch_size)]
     check_one_size(originals)
     check_plausible(model, originals)
@@ -99,6 +99,7 @@ def prepared(
     check_overrides(qmodel, recipe)
     batches = [*originals, *collages(originals, recipe.collages), *flat_copies(originals, recipe.flat_copies)]
     qmodel.psaq_left_out = {**_rescale(qmodel, trace, batches, recipe), **_ungrouped(qmodel, recipe)}  # type: ignore[assignment]
+    _remember_origin(qmodel, model, originals[0])
     return qmodel, batches
 
 
@@ -217,15 +218,10 @@ def _remember_origin(qmodel: nn.Module, model: nn.Module, images: Tensor) -> Non
     """What the model can no longer say once it is quantised: how to build it, and what images it takes."""
     if (source := model_source(model)) is not None:
         qmodel.psaq_source = source  # type: ignore[assignment]
-    if find_data(model) is None:
-        size = (images.shape[-2], images.shape[-1])
-        qmodel.psaq_data = imagenet_format(size, images.shape[1])  # type: ignore[assignment]
+    size = (images.shape[-2], images.shape[-1])
+    qmodel.psaq_data = find_data(model) or imagenet_format(size, images.shape[1])  # type: ignore[assignment]
 
 
 def in_type_of(model: nn.Module, qmodel: nn.Module) -> nn.Module:
     """``qmodel``, which is quantised in float32 at least, in the type of the model that it was."""
-    return qmodel if _type_of(qmodel) == _type_of(model) else qmodel.to(_type_of(model))
-
-
-def _type_of(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype
+    return qmodel if type_of(qmodel) == type_of(model) else qmodel.to(type_of(model))

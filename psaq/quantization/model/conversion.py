@@ -11,6 +11,7 @@ from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.features import find_sites
 from psaq.models.opened import open_attention
+from psaq.models.place import type_of
 from psaq.models.trace import Trace, trace
 from psaq.quantization.model.layers import is_layer
 from psaq.quantization.model.structure import Structure, structure_of
@@ -43,8 +44,9 @@ def own_copy(model: nn.Module) -> nn.Module:
     if hasattr(model, "psaq_structure"):
         raise PsaqError(f"{type(model).__name__}: is quantised already; pass the model that it was made from")
     own = copied(model).eval()
-    if next(own.parameters()).dtype in (torch.float16, torch.bfloat16):
-        own.float()  # what is measured and rounded must not be rounded twice
+    wide = torch.promote_types(type_of(own), torch.float32)  # what is measured and rounded must not be rounded twice
+    if any(parameter.dtype != wide for parameter in own.parameters()):
+        own.to(wide)
     return with_own_layers(own)
 
 

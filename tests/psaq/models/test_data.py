@@ -1,5 +1,7 @@
 """Size, channels and normalisation of any model's images."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -74,6 +76,25 @@ def test_torchvision_models_have_imagenets_format():
     assert (data_config(vit).image_size, data_config(swin).image_size) == ((32, 32), (224, 224))
     assert (data_config(vit).mean, data_config(vit).std) == IMAGENET
     assert (num_classes(vit), num_classes(swin)) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "resized", "interpolation"),
+    [
+        ("swin_t", {}, 224, 232, "bicubic"),
+        ("swin_v2_t", {"num_classes": 7}, 256, 260, "bicubic"),
+        ("vit_b_16", {}, 224, 256, "bilinear"),
+        ("vit_b_16", {"image_size": 384}, 384, 384, "bicubic"),
+        ("vit_b_16", {"image_size": 160}, 160, 182, "bilinear"),
+        ("maxvit_t", {"num_classes": 5}, 224, 224, "bicubic"),
+    ],
+)
+def test_a_torchvision_classifier_takes_images_as_its_published_weights_do(name, options, size, resized, interpolation):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, **options)
+    config = data_config(model)
+    assert (config.image_size, config.interpolation) == ((size, size), interpolation)
+    assert math.floor(size / config.crop_pct) == resized
 
 
 def test_a_detector_normalises_its_images_itself():

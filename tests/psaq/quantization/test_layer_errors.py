@@ -76,6 +76,12 @@ def test_layers_are_those_with_something_quantised(vit, images):
     assert "blocks.0.norm1" not in layers
 
 
+def test_rounded_weights_are_on_their_levels_and_tell_nothing(vit, images):
+    layers = layer_sqnr(quantize(vit, images, Recipe.accurate(4, 8)), images)
+    assert set(layers["blocks.0.attn.qkv"]) == {"activations"}
+    assert all(value < 100 for layer in layers.values() for value in layer.values())
+
+
 def test_hooks_are_gone_afterwards(vit, images):
     qmodel = quantize(vit, images, Recipe.paper(8, 8))
     before = qmodel(images[:1])

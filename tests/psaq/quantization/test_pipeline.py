@@ -236,3 +236,23 @@ def test_a_model_of_another_type_takes_images_of_any(vit, images, recipe, dtype)
         expected, found = quantize(vit, images, recipe)(images), quantize(model, images, recipe)(images.to(dtype))
     assert found.dtype == dtype
     assert logit_sqnr(found.float(), expected) > 10
+
+
+class Mixed(nn.Module):
+    """Its first parameters are of half the size of the others."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 3, 1).bfloat16(), body
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(self.stem(images.to(self.stem.weight.dtype)).float())
+
+
+@torch.no_grad()
+def test_a_model_of_mixed_types_keeps_the_widest(vit, images):
+    model, images = Mixed(vit).eval(), images.bfloat16().float()
+    wide = copy.deepcopy(model).float()
+    qmodel, expected = (quantize(each, images, Recipe.paper(8, 8)) for each in (model, wide))
+    assert {parameter.dtype for parameter in qmodel.parameters()} == {torch.float32}
+    assert torch.equal(qmodel(images), expected(images))
