@@ -104,7 +104,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "PVT": ("PvtForImageClassification", "PvtConfig", _STAGES),
     "PVT V2": ("PvtV2ForImageClassification", "PvtV2Config", _STAGES),
     "MobileViT": ("MobileViTForImageClassification", "MobileViTConfig", {"image_size": 128, **_LOUD}),
-    "MobileViT V2": ("MobileViTV2ForImageClassification", "MobileViTV2Config", {"image_size": 128}),
+    "MobileViT V2": ("MobileViTV2ForImageClassification", "MobileViTV2Config", {"image_size": 128, **_LOUD}),
     "SegFormer": (
         "SegformerForSemanticSegmentation",
         "SegformerConfig",
