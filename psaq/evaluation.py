@@ -45,5 +45,5 @@ def evaluate(
     reading = Reading(batch_size, workers, progress)
     data: Any = dataset
     if isinstance(dataset, Tensor | SyntheticImages):
-        data = Unlabelled(torch.cat(list(batches_for(model, dataset, batch_size))))
+        data = Unlabelled(torch.cat([batch.cpu() for batch in batches_for(model, dataset, batch_size)]))
     return task_of(model, task).evaluate(model, data, reference, reading)  # type: ignore[return-value]

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ class FolderLock:
         """
         self.path = (folder / LOCK_FILE).resolve()
         self._file = _opened(self.path)
-        self._file.truncate(0)
-        self._file.write(json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "work": work}))
-        self._file.flush()
+        _write(self._file, {"process": os.getpid(), "machine": socket.gethostname(), "work": work})
         self.release = weakref.finalize(self, _let_go, self._file, self.path)
 
 
@@ -64,6 +63,13 @@ def _opened(path: Path) -> Any:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
+
+
+def _write(file: Any, holder: dict[str, Any]) -> None:
+    """Who holds the folder, for the words of those that are refused: on a full disk they do without."""
+    with suppress(OSError):
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps(holder).encode())
 
 
 def _holder(text: str) -> str:

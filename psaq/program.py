@@ -1,6 +1,7 @@
 """A frozen dataclass as a program: its fields are the options, ``run`` does the work."""
 
 import dataclasses
+import io
 import os
 import select
 import shlex
@@ -32,6 +33,8 @@ def run_command(command: type[C], arguments: list[str] | None = None, prog: str 
     command that goes on; with 141 and no word where nobody reads its output any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     with while_read():
         parsed = _parsed(command, arguments, prog)
         _run_or_say_why_not(parsed, prog or command.__name__.lower(), arguments)

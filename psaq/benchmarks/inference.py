@@ -1,6 +1,5 @@
 """The integer model beside float32, bfloat16, compiled ones and other runtimes: whole, and layer by layer."""
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,11 @@ from torch import Tensor, nn
 
 from psaq.benchmarks.timing import Run, medians
 from psaq.images.batches import gaussian_images
+from psaq.models.copying import copied
+from psaq.models.opened import opened
 from psaq.models.place import device_of, tensor_of
+from psaq.models.transformers_library import first_line
+from psaq.progress import note
 from psaq.quantization.deployment.capture import capture
 from psaq.quantization.deployment.captured import CapturedModel
 from psaq.quantization.deployment.deploy import deploy
@@ -55,7 +58,7 @@ class LayerTime:
 
 def variants_of(model: nn.Module, qmodel: nn.Module, dtype: torch.dtype, compiled: bool | None) -> dict[str, nn.Module]:
     """The model in float32, bfloat16 and integers beside either, and where it pays or is asked for, compiled."""
-    variants = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16()}
+    variants = {"float32": copied(model).float(), "bfloat16": copied(model).bfloat16()}
     variants |= {_integers(kind): deploy(qmodel, kind) for kind in (torch.float32, torch.bfloat16)}
     if compiled or (compiled is None and dtype == torch.bfloat16):
         for name in (name_of(dtype), _integers(dtype)):
@@ -79,11 +82,24 @@ def model_times(
     variants = {**variants, **{f"{name}, captured": capture(variants[name], images) for name in names}}
     runs: dict[str, Run] = {name: _forward(variant, images) for name, variant in variants.items()}
     runs |= {name: partial(session, images.cpu()) for name, session in sessions.items()}
+    runs = {name: run for name, run in runs.items() if name == "float32" or _can_run(name, run)}
     seconds = medians(runs, repeats, f"{count} images", settle if sessions else None)
     return [
         ModelTime(count, name, 1e3 * taken, count / taken, seconds["float32"] / taken)
         for name, taken in seconds.items()
     ]
+
+
+def _can_run(name: str, run: Run) -> bool:
+    """Whether a variant runs at all: not all that models call, a detector's choice of boxes, is there in any type."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        note(f"{name} left out: {first_line(error)}")
+        return False
+    return True
 
 
 def layer_times(
@@ -93,7 +109,7 @@ def layer_times(
     images = gaussian_images(model, count).to(device_of(model))
     integer = variants[_integers(dtype)].model
     assert isinstance(integer, nn.Module)
-    full = variants[name_of(dtype)]
+    full = opened(variants[name_of(dtype)])
     names = [name for name, module in integer.named_modules() if isinstance(module, IntegerLinear)]
     kinds = by_kind(names)
     first = [members[0] for members in kinds.values()]

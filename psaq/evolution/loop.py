@@ -33,7 +33,7 @@ from psaq.quantization.model.conversion import converted
 from psaq.quantization.passes.collages import collages
 from psaq.quantization.passes.distillation import Lesson, Pair, answers_apart
 from psaq.quantization.passes.flat_copies import flat_copies
-from psaq.quantization.passes.training import Rates
+from psaq.quantization.passes.training import Rates, put_on_grids
 from psaq.quantization.pipeline import check_overrides, check_recipe, in_type_of, prepared, quantize
 from psaq.quantization.recipes import Recipe
 from psaq.runs import device_name, versions
@@ -170,6 +170,7 @@ class Evolution:
         if file is not None and file.exists():
             return load(file, self.model)
         student = quantize(self.model, self.images.calibration, self.recipe, progress=self.progress)
+        put_on_grids(student)  # from where one that was read goes on
         if file is not None:
             save(student, file)
         return student

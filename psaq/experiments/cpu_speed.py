@@ -9,6 +9,7 @@ timed in turns, in one run.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,12 +145,10 @@ def _torchao(model: nn.Module) -> nn.Module:
 
 
 def _versions() -> str:
-    import nncf
-    import onnxruntime
-    import openvino
-    import torchao
-
-    others = {each.__name__: each.__version__ for each in (onnxruntime, openvino, nncf, torchao)}
+    try:
+        others = {name: import_module(name).__version__ for name in ("onnxruntime", "openvino", "nncf", "torchao")}
+    except ImportError as error:
+        raise PsaqError(f"{error.name} is not installed; run pip install onnxruntime openvino nncf torchao") from error
     return " ".join(f"{name} {version}" for name, version in {"torch": versions()["torch"], **others}.items())
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.quantization.deployment.onnx_graph import export_float_onnx
+from psaq.quantization.deployment.runtimes import OPENVINO, imported, openvino_core
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe
 
@@ -18,12 +19,12 @@ def nncf_file(model: nn.Module, images: Tensor, folder: Path) -> Path:
     """
     try:
         import nncf
-        import openvino
     except ImportError as error:
-        raise PsaqError("nncf and openvino are not installed; run pip install nncf openvino") from error
+        raise PsaqError("nncf is not installed; run pip install nncf") from error
+    openvino = imported(OPENVINO)
     export_float_onnx(quantize(model, images[:1], Recipe.paper(8, 8, scope="linear")), folder / "float.onnx")
     quantised = nncf.quantize(
-        openvino.Core().read_model(str(folder / "float.onnx")),
+        openvino_core(openvino).read_model(str(folder / "float.onnx")),
         nncf.Dataset([image[None].numpy() for image in images]),
         subset_size=len(images),
         model_type=nncf.ModelType.TRANSFORMER,

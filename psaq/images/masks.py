@@ -71,7 +71,7 @@ class SegmentationPictures(Dataset[tuple[Tensor, MaskTruth]]):
         if (image.height, image.width) != tuple(classes.shape):
             raise PsaqError(
                 f"{mask}: is {classes.shape[1]}×{classes.shape[0]}, its picture {image.width}×{image.height}; "
-                "a mask has a value for each pixel of its picture"
+                "a mask has a value for each pixel of its picture, as it is stored, not as EXIF turns it"
             )
         void = self._ignore if self._classes is None else VOID
         return self._preprocess(image), MaskTruth(self._as_the_model_counts(classes, mask), void, str(mask))

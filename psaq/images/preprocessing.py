@@ -71,8 +71,12 @@ def preprocessing_for(model: nn.Module, crop_pct: float | None = None) -> Prepro
 
 
 def read_image(source: Path | IO[bytes], name: str) -> Image.Image:
-    """An image in RGB, of a file of several the first. Raises PsaqError, naming it by ``name``, where it is damaged, or
-    does not say which of its numbers are black and white."""
+    """An image in RGB as its pixels are stored, whichever way EXIF would turn them: masks and boxes are counted on
+    those. Of a file of several the first; what is transparent in it is not.
+
+    Raises:
+        PsaqError: it is damaged, or does not say which of its numbers are black and white; with its ``name``.
+    """
     try:
         with Image.open(source) as image:
             if image.mode.startswith("I;16"):  # convert would take all above 255 for white

@@ -43,7 +43,7 @@ class Answering:
         output, parts = self.with_parts(images)
         if len(parts) == 1 and parts[0].ndim == 2:
             return output, parts[0]
-        rows = [part.flatten(1).float() for part in parts]
+        rows = [part.reshape(len(part), -1).float() for part in parts]
         return output, torch.cat(rows, 1) if rows else torch.zeros(len(images), 0)
 
     def with_parts(self, images: Images) -> tuple[Any, list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from psaq.errors import PsaqError
 from psaq.models.torchvision_models import DETECTORS
+from psaq.models.wrappers import innermost
 
 Takes = Literal["batch", "list", "pixel_values"]
 """A tensor of images; a list of images, which may differ in size; a tensor by the name that transformers gives it."""
@@ -22,6 +23,7 @@ _LISTS = ("list[", "List[", "typing.List[", "Sequence[", "collections.abc.Sequen
 
 def takes(model: nn.Module) -> Takes:
     """What a model is called with: as `psaq.describe` was told, else as its forward's parameters say."""
+    model = innermost(model)
     told = getattr(model, "psaq_takes", None)
     if told is not None:
         return told

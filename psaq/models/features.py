@@ -148,6 +148,7 @@ class PatchFeatureRecorder:
         tokens = rearrange(attended, "b c ... -> b (...) c" if site.channels_first else "b ... c -> b (...) c")
         last = tokens.shape[1] - site.trailing
         patches = tokens[:, site.leading : last] if self._class_token == "drop" else tokens[:, 1:]
+        patches = patches.float() if patches.dtype == torch.float64 else patches  # similarities need no more digits
         self.features.append(_split_heads(patches, self._images, site.heads, self._heads))
 
 

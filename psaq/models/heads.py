@@ -7,8 +7,9 @@ from torch import nn
 from psaq.choices import TaskName
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
-from psaq.models.torchvision_models import torchvision_classes
+from psaq.models.torchvision_models import is_torchvision, torchvision_classes
 from psaq.models.transformers_data import is_transformers
+from psaq.models.wrappers import innermost
 
 _CLASSIFIER = "ForImageClassification"
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
@@ -40,12 +41,14 @@ def label_names(model: nn.Module) -> dict[int, str]:
 
 def says_nothing_of_classes(model: nn.Module) -> bool:
     """Whether nothing of a model says whether it tells classes apart: a module of one's own without ``num_classes``."""
+    model = innermost(model)
     told = any(hasattr(model, name) for name in ("psaq_classes", "psaq_task", "num_classes"))
     return not told and takes(model) == "batch" and not is_transformers(model)
 
 
 def classes_or_none(model: nn.Module) -> int | None:
     """The number of classes of a classifier; None of an encoder, a segmenter, a detector, or a head of no class."""
+    model = innermost(model)
     if hasattr(model, "psaq_classes"):
         return model.psaq_classes  # type: ignore[return-value]
     if getattr(model, "psaq_task", _CLASSIFYING) != _CLASSIFYING or takes(model) == "list":
@@ -53,7 +56,7 @@ def classes_or_none(model: nn.Module) -> int | None:
     if is_transformers(model):
         config = model.config
         return int(config.num_labels) if _CLASSIFIER in type(model).__name__ else None  # type: ignore[union-attr, arg-type]
-    classes = getattr(model, "num_classes", None)
-    if not isinstance(classes, int):
+    if is_torchvision(model):
         return torchvision_classes(model)
-    return classes if classes >= 1 else None
+    classes = getattr(model, "num_classes", None)
+    return classes if isinstance(classes, int) and classes >= 1 else None

@@ -14,13 +14,16 @@ DETECTORS = (detection.FasterRCNN.__base__, detection.FCOS, detection.RetinaNet,
 """The base classes of all its detectors: a list of images in, a dict of boxes for each out."""
 
 _TRAINED_AT = 224
+_PACKAGE = "torchvision.models."
+_HEADS = ("heads", "head", "classifier", "fc")
+"""What its models call what tells classes apart."""
 
 
 def torchvision_data(model: nn.Module) -> DataConfig | None:
     """Size and normalisation of a torchvision model; None for any other module."""
     if isinstance(transform := getattr(model, "transform", None), GeneralizedRCNNTransform):
         return _detector_data(transform)
-    if not type(model).__module__.startswith("torchvision.models."):
+    if not is_torchvision(model):
         return None
     channels = input_channels(model)
     if (published := _published(model)) is not None:
@@ -36,25 +39,31 @@ def own_statistics(model: nn.Module) -> tuple[Values, Values] | None:
     return tuple(map(float, transform.image_mean)), tuple(map(float, transform.image_std))
 
 
+def is_torchvision(model: nn.Module) -> bool:
+    """Whether a module is a whole model of torchvision's, or of a class that derives from one: it has a head, which
+    its building blocks, of which one's own models are made, have not."""
+    return bool(_families(model)) and _head(model) is not None
+
+
 def torchvision_classes(model: nn.Module) -> int | None:
-    """The classes of a torchvision classifier: what its last linear layer gives; None for any other module."""
-    family = type(model).__module__.removeprefix("torchvision.models.")
-    if family == type(model).__module__ or "." in family:
-        return None
-    head = _last_linear(model)
+    """The classes of a torchvision classifier: what the last linear layer of its head gives; None where there is none,
+    and for any other module."""
+    classifies = any("." not in family for family in _families(model))
+    head = _last_linear(_head(model)) if classifies else None
     return None if head is None else head.out_features
 
 
 def _published(model: nn.Module) -> ImageClassification | None:
     """How the images were made for the first weights that are published of a classifier of this family and of as many
     parameters, those of the classes apart; a module does not tell which weights it holds."""
-    head = _last_linear(model)
+    head = _last_linear(_head(model))
     if head is None:
         return None
     of_a_class = head.in_features + (head.bias is not None)
     others = sum(parameter.numel() for parameter in model.parameters()) - of_a_class * head.out_features
     known = map(models.get_model_weights, models.list_models(module=models))
-    for weights in chain.from_iterable(kind for kind in known if kind.__module__ == type(model).__module__):
+    of_family = (kind for kind in known if kind.__module__.removeprefix(_PACKAGE) in _families(model))
+    for weights in chain.from_iterable(of_family):
         if weights.meta["num_params"] - of_a_class * len(weights.meta["categories"]) == others:
             return weights.transforms()
     return None
@@ -66,8 +75,19 @@ def _as_published(images: ImageClassification, channels: int) -> DataConfig:
     return DataConfig(square(size), mean, std, images.interpolation.value, crop_pct=size / resized)
 
 
-def _last_linear(model: nn.Module) -> nn.Linear | None:
-    return next((module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)), None)
+def _families(model: nn.Module) -> list[str]:
+    """The modules of torchvision that a model's class, and those that it derives from, are defined in."""
+    modules = [kind.__module__ for kind in type(model).__mro__]
+    return [module.removeprefix(_PACKAGE) for module in modules if module.startswith(_PACKAGE)]
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    return next((head for name in _HEADS if isinstance(head := getattr(model, name, None), nn.Module)), None)
+
+
+def _last_linear(head: nn.Module | None) -> nn.Linear | None:
+    layers = [] if head is None else [module for module in head.modules() if isinstance(module, nn.Linear)]
+    return layers[-1] if layers else None
 
 
 def _detector_data(transform: GeneralizedRCNNTransform) -> DataConfig:

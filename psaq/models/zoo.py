@@ -42,7 +42,8 @@ def load_model(model: str | nn.Module, weights: Path | str | None = None, **arch
         model: a Table 1 name (`TABLE1_MODELS`), a bundled model ("micro_vit", "micro_swin", "micro_segmenter",
             "micro_detector"), any timm name or tag,
             "transformers:NAME-OR-FOLDER" for what ``save_pretrained`` wrote, "FILE.py:FUNCTION" for a function of
-            one's own that returns a module, or a module, which is returned as it is, without its wrappers.
+            one's own that returns a module, or a module, which is put in evaluation mode and returned without its
+            wrappers.
         weights: a file (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt) that must hold exactly the model's tensors;
             its code, if any, is never run. Without it, a named model gets its published weights (the bundled ones lie
             in the package, others come from the Hugging Face hub).

@@ -13,6 +13,7 @@ from psaq.files import load_tensors, save_tensors
 from psaq.models.calling import takes
 from psaq.models.features import example_image
 from psaq.models.place import device_of
+from psaq.models.wrappers import innermost
 from psaq.models.zoo import DataConfig, ModelSource, build_model, model_source
 from psaq.progress import note
 from psaq.quantization.hugging_face.folder import is_folder_for, weights_file, write_folder
@@ -48,7 +49,7 @@ def save(qmodel: nn.Module, path: Path | str) -> None:
     Raises:
         PsaqError: not a model from `psaq.quantize`, or the file cannot be written; nothing is left half-written.
     """
-    path = Path(path)
+    path, qmodel = Path(path), innermost(qmodel)
     if is_folder_for(qmodel, path):
         write_folder(qmodel, path)
     else:
@@ -70,7 +71,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises:
         PsaqError: the file is absent, damaged, newer or of another kind, or does not fit the architecture.
     """
-    path = weights_file(Path(path))
+    path, model = weights_file(Path(path)), None if model is None else innermost(model)
     tensors, header = load_tensors(path, KIND)
     with errors_of(path):
         return own_way_to_save(_restored(tensors, header, model))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.models.calling import run
+from psaq.models.wrappers import innermost
 from psaq.quantization.model.points import WEIGHT, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 
@@ -33,6 +34,7 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
     Raises:
         PsaqError: the model has nothing quantised, or there are no images.
     """
+    qmodel = innermost(qmodel)
     quantizers = {name: point for name, point in live_points(qmodel).items() if isinstance(point, Quantizer)}
     if not quantizers:
         raise PsaqError(f"{type(qmodel).__name__}: has nothing quantised; give what psaq.quantize returned")

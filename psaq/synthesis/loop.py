@@ -238,7 +238,12 @@ class Synthesis:
         if self.classes is None:
             return batch.pixels.new_zeros(())
         logits = logits_of(output)
-        assert logits is not None
+        if logits is None or logits.shape[1] != self.classes:
+            found = "no row of logits" if logits is None else f"{logits.shape[1]} numbers"
+            raise PsaqError(
+                f"{type(self.model).__name__}: counts {self.classes} classes and answers with {found} for each image; "
+                'say what it is for, psaq.describe(model, task="features")'
+            )
         return F.cross_entropy(logits.float(), batch.labels)
 
     def _jitter(self, pixels: Tensor, index: int, step: int) -> Tensor:

@@ -82,15 +82,23 @@ class Classification(Task):
     def _labelled(self, dataset: Dataset[Any]) -> Dataset[Any]:
         """The data set. Raises PsaqError where it knows anything but a class of each image."""
         known = first_truth(dataset)
-        if not isinstance(known, int | np.integer | Tensor):
+        if not _is_class(known):
+            shape = f" of shape {tuple(known.shape)}" if isinstance(known, Tensor) else ""
             raise PsaqError(
-                f"dataset {type(dataset).__name__}: knows a {type(known).__name__} of each picture, the model is for "
-                "classification; give (image, class index), or name another task"
+                f"dataset {type(dataset).__name__}: knows a {type(known).__name__}{shape} of each picture, the model "
+                "is for classification; give (image, class index), or name another task"
             )
         return dataset
 
     def _has_classes(self, answers: Answering) -> bool:
         return answers.has_classes
+
+
+def _is_class(known: Any) -> bool:
+    """Whether something is one class's number: a tensor of one axis would be compared with all images."""
+    if isinstance(known, Tensor):
+        return known.ndim == 0 and not known.is_floating_point()
+    return isinstance(known, int | np.integer)
 
 
 class Features(Classification):

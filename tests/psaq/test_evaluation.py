@@ -149,3 +149,10 @@ def test_images_alone_are_compared_without_labels(vit):
 def test_what_is_no_dataset_is_refused(vit, dataset):
     with pytest.raises(PsaqError, match="dataset"):
         evaluate(vit, dataset)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0], [1]]), torch.tensor([0.0, 1.0])], ids=["(1,)", "float"])
+def test_what_is_no_class_index_is_refused(labels: Tensor) -> None:
+    dataset = TensorDataset(torch.zeros(2, 3, 2, 2), labels)
+    with pytest.raises(PsaqError, match=r"knows a Tensor of shape \(.*\) of each picture.*give \(image, class index\)"):
+        evaluate(Shown(), dataset)

@@ -103,3 +103,8 @@ def test_json_comes_back_and_damage_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(PsaqError, match="damaged"):
         read_json(tmp_path / "a.json")
+
+
+def test_names_that_are_no_utf8_are_written_by_their_bytes(tmp_path):
+    write_text(tmp_path / "page", "pictures of im\udcff")
+    assert (tmp_path / "page").read_text(encoding="utf-8") == "pictures of im\\udcff"

@@ -1,5 +1,6 @@
 """One process at a time works in a folder; a dead one holds nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -69,3 +70,17 @@ def test_what_is_gone_holds_nothing(tmp_path):
 def test_a_lock_that_says_nothing_is_taken(tmp_path):
     (tmp_path / LOCK_FILE).write_text("{")
     assert held(tmp_path, "work").path.exists()
+
+
+def test_on_a_full_disk_a_folder_is_held_without_a_name(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("psaq.locks.os.write", full)
+    lock = held(tmp_path, "work")
+    other = subprocess.run(
+        [sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, env=environment()
+    )
+    assert "another process works in it" in other.stderr
+    lock.release()
+    assert not (tmp_path / LOCK_FILE).exists()

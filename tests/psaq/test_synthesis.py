@@ -1,10 +1,12 @@
 """Synthesis: the schedule, what it leaves alone, what it makes better, and resuming."""
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from psaq.errors import PsaqError
@@ -280,3 +282,37 @@ def test_faithful_target_is_the_authors_draw(vit):
 def test_options_out_of_range_are_named(option, value):
     with pytest.raises(PsaqError, match=option):
         SynthesisConfig(**{option: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pixel_range": "Sound"},
+        {"smoothness": "sounds"},
+        {"class_token": "drop"},
+        {"heads": "average"},
+        {"grid": "coarse"},
+        {"precision": "float16"},
+        {"num_images": 1.5},
+        {"steps": True},
+        {"jitter": -1},
+    ],
+    ids=str,
+)
+def test_options_that_nothing_knows_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(PsaqError, match=f"^{name} .*: must be (one of|a whole number)"):
+        SynthesisConfig(**wrong)
+
+
+def test_a_model_in_float64_gives_what_it_gives_in_float32(vit):
+    config = SynthesisConfig(num_images=1, steps=3)
+    narrow, wide = (synthesize(copy.deepcopy(vit).to(kind), config).images for kind in (torch.float32, torch.float64))
+    # Similarities are float32 either way; pixels of some units move by sums in another order.
+    torch.testing.assert_close(wide, narrow, rtol=0, atol=1e-2)
+
+
+def test_a_model_that_answers_with_other_classes_than_it_names_is_refused(vit):
+    vit.head = nn.Identity()
+    with pytest.raises(PsaqError, match="counts 10 classes and answers with 48 numbers"):
+        synthesize(vit, SynthesisConfig(num_images=1, steps=1))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from psaq.benchmarks.inference import (
     LayerTime,
@@ -15,9 +16,10 @@ from psaq.benchmarks.inference import (
     variants_of,
 )
 from psaq.commands.benchmark_inference import BenchmarkInference
+from psaq.errors import PsaqError
 from psaq.images.batches import gaussian_images
 from psaq.models.place import device_of
-from psaq.quantization.deployment.runtimes import Session
+from psaq.quantization.deployment.runtimes import Session, installed
 from psaq.quantization.pipeline import quantize
 from psaq.quantization.recipes import Recipe, parse_precision
 from psaq.runs import RunFolder, device_name, versions
@@ -39,7 +41,7 @@ def run(options: BenchmarkInference) -> None:
     sessions: dict[str, Session] = {}
     if options.runtimes or (options.runtimes is None and device.type == "cpu"):
         print(f"8-bit dot products: {', '.join(dot_products()) or 'none'}")
-        sessions = runtime_sessions(qmodel)
+        sessions = _sessions(qmodel, asked=options.runtimes is True)
     config = replace(options, out=None)
     folder = None if options.out is None else RunFolder(options.out, "benchmark inference", config, device=device)
     whole = []
@@ -52,6 +54,19 @@ def run(options: BenchmarkInference) -> None:
         print(_layer_table(rows, count, dtype))
     if folder is not None:
         folder.finish({"whole": whole, "layers": layers})
+
+
+def _sessions(qmodel: nn.Module, asked: bool) -> dict[str, Session]:
+    """The runtimes' models; where nobody ``asked`` for them, none of a model that no file holds whole."""
+    if asked and not installed():
+        raise PsaqError('--runtimes: none is installed; run pip install "psaq[onnx]" or "psaq[openvino]"')
+    try:
+        return runtime_sessions(qmodel)
+    except PsaqError as error:
+        if asked:
+            raise
+        print(f"runtimes left out: {error}")
+        return {}
 
 
 def _model_table(rows: Sequence[ModelTime]) -> str:

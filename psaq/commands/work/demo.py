@@ -95,7 +95,9 @@ def _dense_line(options: Demo, name: str, recipe: Recipe) -> str:
     """A model of boxes or pixels: its score in full precision, and quantised by each source of images."""
     model = load_model(name).to(choose_device(options.device))
     folder = options.out / name
-    images = synthesize_into(folder, model, options.synthesis, progress=True)
+    # A weight is chosen for classifiers: one of these has no classes, the other's loss is of another size.
+    weight = 0.0 if options.synthesis.class_weight == 0 else None
+    images = synthesize_into(folder, model, replace(options.synthesis, class_weight=weight), progress=True)
     real = held_out_scenes(name, options.synthesis.num_images, model, CALIBRATION_SEED)
     sources: dict[str, CalibrationImages] = {
         STANDARD: torch.stack([real[index][0] for index in range(options.synthesis.num_images)]),

@@ -40,7 +40,9 @@ def run(options: Export) -> None:
 def _runtimes_of(target: Runtime | None) -> list[Runtime]:
     """Where a file is run."""
     if target is None:
-        return installed() or [ONNXRUNTIME]
+        if not installed():
+            print("not run here: neither onnxruntime nor openvino is installed")
+        return installed()
     own: Runtime = OPENVINO if target == OPENVINO else ONNXRUNTIME
     if own not in installed():
         print(f"not run here: {own} is not installed")

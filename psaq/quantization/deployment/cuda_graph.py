@@ -1,6 +1,7 @@
 """A model without the host's overhead: its launches recorded once in a CUDA graph, and replayed for every batch."""
 
 import copy
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ class RecordedModel(CapturedModel):
     @torch.no_grad()
     def __init__(self, model: nn.Module, images: Float[Tensor, "images 3 height width"]):
         super().__init__(model, images)
-        compile_before_use(lambda: model(self._images))
-        self._warm_up()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._answers = model(self._images)
+        with torch.cuda.device(self._images.device):  # whose streams and graphs are meant
+            compile_before_use(lambda: model(self._images))
+            self._warm_up()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._answers = model(self._images)
+        self._one_at_a_time = Lock()
 
     def _warm_up(self) -> None:
         """On a stream of its own, as recording wants it."""
@@ -35,6 +38,7 @@ class RecordedModel(CapturedModel):
         torch.cuda.current_stream().wait_stream(stream)
 
     def _answer(self, images: Float[Tensor, "images 3 height width"]) -> Any:
-        self._images.copy_(images)
-        self._graph.replay()
-        return copy.deepcopy(self._answers)  # whatever holds its tensors; the next replay writes into the same ones
+        with self._one_at_a_time, torch.cuda.device(self._images.device):
+            self._images.copy_(images)
+            self._graph.replay()
+            return copy.deepcopy(self._answers)  # whatever holds its tensors; the next replay writes into the same ones

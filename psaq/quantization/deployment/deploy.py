@@ -14,6 +14,7 @@ from psaq.models.calling import takes
 from psaq.models.copying import copied
 from psaq.models.heads import classes_or_none
 from psaq.models.place import device_of
+from psaq.models.wrappers import innermost
 from psaq.quantization.deployment.attention import WrittenOut, in_chunks
 from psaq.quantization.deployment.integer import (
     FLOATS,
@@ -62,6 +63,7 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
     Raises:
         PsaqError: not a quantised model, an unsupported dtype or backend, or no layer that integers can compute.
     """
+    qmodel = innermost(qmodel)
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; deploy what psaq.quantize or psaq.load returned")
     dtype = dtype or _usual_dtype(qmodel)

@@ -1,8 +1,7 @@
 """A deployed model on a CPU, compiled for batches of one shape with its weights as constants."""
 
-import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,19 +37,18 @@ class FrozenModel(CapturedModel):
             dynamic=False,
             options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
         )
-        with redirect_stderr(io.StringIO()):  # the compiler's table of every product's candidates
-            try:
-                self._answer(images)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                raise PsaqError(
-                    f"torch.compile does not compile this model here ({first_line(error)}); it needs a C++ compiler "
-                    "and a model that it takes whole; call the model as it is"
-                ) from error
+        try:
+            self._answer(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise PsaqError(
+                f"torch.compile does not compile this model here ({first_line(error)}); it needs a C++ compiler "
+                "and a model that it takes whole; call the model as it is"
+            ) from error
 
     def _answer(self, images: Float[Tensor, "images 3 height width"]) -> Any:
         # Nothing looks whether the mode and the images' layout are as they were: they are.
         with torch.inference_mode(False), torch.no_grad(), _constants():
-            return self._compiled(self._images.copy_(images))
+            return self._compiled(torch.empty_like(self._images).copy_(images))
 
 
 def _apart(model: nn.Module) -> Callable[[Tensor], Any]:
@@ -66,8 +64,9 @@ def _apart(model: nn.Module) -> Callable[[Tensor], Any]:
 
 @contextmanager
 def _constants() -> Iterator[None]:
-    """torch.compile reads this while it traces, before it would heed its own ``options``."""
+    """torch.compile reads this while it traces, before it would heed its own ``options``. The compiler's table of every
+    product's candidates is not shown."""
     import torch._inductor.config
 
-    with torch._inductor.config.patch(freezing=True, max_autotune=_TUNED):
+    with torch._inductor.config.patch(freezing=True, max_autotune=_TUNED, autotune_num_choices_displayed=0):
         yield

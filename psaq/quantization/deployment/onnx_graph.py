@@ -16,6 +16,7 @@ from psaq.choices import Runtime
 from psaq.errors import PsaqError
 from psaq.files import write_whole
 from psaq.models.copying import copied
+from psaq.models.wrappers import innermost
 from psaq.models.zoo import data_config
 from psaq.quantization.deployment.attention import WrittenOut, whole
 from psaq.quantization.deployment.onnx_batch import BATCH, FEW, MORE, free_batch, is_for_one_number
@@ -87,6 +88,7 @@ def export_onnx(qmodel: nn.Module, path: Path | str, part: str | None = None, ru
             runtime; a quantiser that ONNX has no operator for, an onnx package that is missing, or a file that cannot
             be written.
     """
+    qmodel = innermost(qmodel)
     if getattr(qmodel, "psaq_recipe", None) is None:
         raise PsaqError(f"{type(qmodel).__name__}: is not quantised; export what psaq.quantize or psaq.load returned")
     if runtime not in TARGETS:

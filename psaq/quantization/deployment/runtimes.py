@@ -72,8 +72,10 @@ def settle(run: Callable[[], object]) -> None:
         run()
 
 
-def _flat(outputs: Iterable[Any]) -> Tensor:
-    return torch.cat([torch.as_tensor(output).flatten(1) for output in outputs], 1)
+def _flat(outputs: Iterable[Any], images: int) -> Tensor:
+    """A row of numbers for each image, of the outputs that hold one."""
+    tensors = [torch.as_tensor(output) for output in outputs]
+    return torch.cat([each.reshape(images, -1) for each in tensors if each.ndim and len(each) == images], 1)
 
 
 # onnxruntime --------------------------------------------------------------------------------------------------------
@@ -82,11 +84,11 @@ def _flat(outputs: Iterable[Any]) -> Tensor:
 def _onnxruntime_session(path: Path) -> Session:
     session = _onnxruntime(path)
     name = session.get_inputs()[0].name
-    return lambda images: _flat(session.run(None, {name: images.numpy()}))
+    return lambda images: _flat(session.run(None, {name: images.numpy()}), len(images))
 
 
 def _onnxruntime(path: Path, optimised: Path | None = None) -> Any:
-    onnxruntime = _imported(ONNXRUNTIME)
+    onnxruntime = imported(ONNXRUNTIME)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     if optimised is not None:
@@ -116,7 +118,7 @@ def _onnxruntime_products(path: Path) -> list[bool]:
 
 def _openvino_session(path: Path) -> Session:
     request = _openvino(path).create_infer_request()
-    return lambda images: _flat(output.copy() for output in request.infer([images.numpy()]).values())
+    return lambda images: _flat((output.copy() for output in request.infer([images.numpy()]).values()), len(images))
 
 
 def _openvino(path: Path, **more: Any) -> Any:
@@ -126,11 +128,11 @@ def _openvino(path: Path, **more: Any) -> Any:
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else floats beside weights of few bits would be rounded to bytes
         "ENABLE_CPU_PINNING": False,
     }
-    return _core(_imported(OPENVINO)).compile_model(str(path), "CPU", {**options, **more})
+    return openvino_core(imported(OPENVINO)).compile_model(str(path), "CPU", {**options, **more})
 
 
 @cache
-def _core(openvino: Any) -> Any:
+def openvino_core(openvino: Any) -> Any:
     """One for the whole process. Each gives its thread a stack for signals and takes it back at its end; where two
     overlap, a stack stays whose memory is gone, and the next signal's handler ends the process."""
     return openvino.Core()
@@ -144,7 +146,7 @@ def _openvino_products(path: Path, images: Images) -> list[bool]:
     return [info.exec_type.upper().endswith(("I8", "U8")) for info in ran]
 
 
-def _imported(runtime: Runtime) -> Any:
+def imported(runtime: Runtime) -> Any:
     try:
         return importlib.import_module(runtime)
     except ImportError as error:

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from psaq.models.wrappers import innermost
 from psaq.quantization.deployment.deploy import INTEGER, deploy, keep_settings
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear
 from psaq.quantization.model.layers import PIXELS, out_of_sight
@@ -30,6 +31,7 @@ def simulate(qmodel: nn.Module, dtype: torch.dtype) -> nn.Module:
     Raises:
         PsaqError: as `deploy` does.
     """
+    qmodel = innermost(qmodel)
     model = deploy(qmodel, dtype, "exact").model
     assert isinstance(model, nn.Module)
     integers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _INTEGER)}

@@ -15,7 +15,7 @@ from psaq.models.answers import Answering
 from psaq.models.copying import copied
 from psaq.progress import progress_bar
 from psaq.quantization.deployment.onnx_graph import export_float_onnx
-from psaq.quantization.deployment.onnx_part import fits, part_of
+from psaq.quantization.deployment.onnx_part import fits, part_of, taken_by
 from psaq.quantization.deployment.runtimes import ONNXRUNTIME, Images, Products, Session, products, session, settle
 from psaq.tasks.classification import logit_sqnr
 
@@ -55,9 +55,10 @@ def check_onnx(
     """
     quantized = session(path, runtime)
     full = _in_float32(qmodel, part, runtime)
-    batches = images.split(batch_size)
+    model = copied(qmodel).cpu()
+    answers = Answering(part_of(model, part))
+    batches = _taken(answers.model, model, images.split(batch_size))
     found = _answered(quantized, batches, runtime, progress)
-    answers = Answering(copied(part_of(qmodel, part)).cpu())
     expected = _answered(answers, batches, "Fake-quantised", progress)
     same = (found.argmax(1) == expected.argmax(1)).double()
     agreement = 100 * same.mean().item() if answers.has_classes else None
@@ -65,6 +66,12 @@ def check_onnx(
     float_taken = None if full is None else _milliseconds(full, batches[0], repeats)
     ran = products(path, runtime, batches[0])
     return Verdict(runtime, len(images), agreement, logit_sqnr(found, expected), taken, float_taken, ran)
+
+
+@torch.no_grad()
+def _taken(part: nn.Module, model: nn.Module, batches: Sequence[Images]) -> list[Tensor]:
+    """What the part is called with, of each batch of the model's images."""
+    return [taken_by(part, model, batch) for batch in batches]
 
 
 def _in_float32(qmodel: nn.Module, part: str | None, runtime: Runtime) -> Session | None:

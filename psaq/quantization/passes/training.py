@@ -73,7 +73,7 @@ def trained(module: nn.Module, steps: int, name: str, rates: Rates = Rates()) ->
         for tensor in [*wanted, *ranges]:
             tensor.grad = None
             tensor.requires_grad_(wanted.get(tensor, False))
-        _settle(module)
+        put_on_grids(module)
 
 
 def _check_finite(name: str, losses: list[Tensor], moved: list[Tensor]) -> None:
@@ -115,8 +115,8 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _settle(module: nn.Module) -> None:
-    """Put the weights on their grids."""
+def put_on_grids(module: nn.Module) -> None:
+    """Round the weights to their levels, as a file would hold them."""
     for part in module.modules():
         if isinstance(part, QuantLayer) and part.is_live(WEIGHT):
             part.weight.copy_(part.from_rows(part.weight_quantizer(part.rows(part.weight))))

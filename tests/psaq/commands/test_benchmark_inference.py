@@ -6,11 +6,16 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 from small_models import small_vit
+from torch import nn
 
-from psaq import PsaqError
+from psaq import PsaqError, Recipe, gaussian_images, load_model, quantize
+from psaq.benchmarks.inference import variants_of
 from psaq.commands.benchmark_inference import BenchmarkInference
 from psaq.commands.options import ModelOptions
+from psaq.commands.work import benchmark_inference as work
 from psaq.quantization.deployment import runtimes
 from psaq.quantization.deployment.runtimes import installed
 
@@ -76,3 +81,40 @@ def test_numbers_below_one_are_refused(wrong: dict[str, Any]) -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(PsaqError):
         BenchmarkInference(precision="W9A8", images=(1,), repeats=1).run()
+
+
+def ran(model: nn.Module, **options: Any) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ModelOptions, "load", lambda _: model)
+        patched.setattr(runtimes, "_SPINNING", 0.0)
+        BenchmarkInference(images=(1,), repeats=1, **options).run()
+
+
+def test_a_model_that_no_file_holds_is_timed_without_the_runtimes(capsys: Any) -> None:
+    pytest.importorskip("onnx")
+    ran(load_model("micro_detector"))
+    said = capsys.readouterr()
+    assert "runtimes left out: " in said.out
+    assert "bfloat16 left out: " in said.err, "which cannot choose boxes"
+    with pytest.raises(PsaqError, match="name a part"):
+        ran(load_model("micro_detector"), runtimes=True)
+
+
+def test_runtimes_that_are_asked_for_and_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "installed", list)
+    with pytest.raises(PsaqError, match=r"--runtimes: none is installed; run pip install .psaq\[onnx\]"):
+        ran(load_model("micro_vit"), runtimes=True)
+
+
+def test_torchs_own_attention_is_timed_layer_by_layer_and_float32_is_float32(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=7).eval().bfloat16()
+    ran(model, runtimes=False, out=tmp_path / "run")
+    layers = [row["layer"] for row in json.loads((tmp_path / "run" / "run.json").read_text())["results"]["layers"]["1"]]
+    assert "encoder.layers.encoder_layer_*.self_attention.q_proj" in layers or any("q_proj" in each for each in layers)
+    (full, *_) = variants_of(model, _quantised(model), torch.float32, compiled=False).values()
+    assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
+
+
+def _quantised(model: nn.Module) -> nn.Module:
+    return quantize(model, gaussian_images(model, 2), Recipe.paper(8, 8, scope="linear"))

@@ -10,6 +10,7 @@ from psaq.commands.demo import Demo
 from psaq.commands.work import demo
 from psaq.commands.work.demo import WHY, seen
 from psaq.errors import PsaqError
+from psaq.images.synthetic import load_images
 from psaq.quantization.recipes import parse_precision
 from psaq.synthesis import SynthesisConfig
 from psaq.tables.comparison import GAUSSIAN, PSAQ, STANDARD, Row
@@ -64,3 +65,10 @@ def test_what_is_seen_stands_under_the_table_and_in_the_page(small, capsys):
     assert summary.endswith(WHY)
     assert printed.index("logit SQNR in dB") < printed.index(summary) < printed.index("Everything is in")
     assert summary in html.unescape((small.out / "report.html").read_text())
+
+
+def test_a_class_weight_is_the_classifiers(small, monkeypatch):
+    monkeypatch.setattr(demo, "MICRO_DENSE", ("micro_detector",))
+    replace(small, synthesis=replace(small.synthesis, class_weight=2.0)).run()
+    made = [load_images(small.out / name) for name in ("micro_vit", "micro_detector")]
+    assert [images.provenance["config"]["class_weight"] for images in made] == [2.0, 0.0]

@@ -120,3 +120,13 @@ def test_a_file_for_a_runtime_that_is_not_here_is_written_all_the_same(
     Export(tmp_path, tmp_path / "q.onnx", "openvino").run()
     assert (tmp_path / "q.onnx").exists()
     assert "not run here: openvino is not installed" in capsys.readouterr().out
+
+
+def test_where_no_runtime_is_the_file_is_written_all_the_same(
+    qmodel: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    save(qmodel, tmp_path / "model.safetensors")
+    monkeypatch.setattr(export_module, "installed", list)
+    Export(tmp_path, tmp_path / "q.onnx").run()
+    assert (tmp_path / "q.onnx").exists()
+    assert "not run here: neither onnxruntime nor openvino is installed" in capsys.readouterr().out

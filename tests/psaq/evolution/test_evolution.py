@@ -273,3 +273,10 @@ def test_a_damaged_state_is_refused_by_name(vit, tmp_path):
     file.write_bytes(content)
     with pytest.raises(PsaqError, match=r"evolution\.safetensors"):
         evolve(vit, RECIPE, replace(QUICK, rounds=1), folder=tmp_path)
+
+
+def test_a_student_that_was_read_starts_where_it_was_made(vit, tmp_path):
+    recipe = psaq.Recipe.paper(3, 8)
+    made, kept, read = (Evolution(vit, recipe, QUICK, folder=folder).student for folder in (None, tmp_path, tmp_path))
+    assert same(made, kept)
+    assert same(kept, read)

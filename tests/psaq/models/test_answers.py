@@ -58,3 +58,16 @@ def test_a_detector_answers_with_its_heads():
     quantised = Answering(qmodel)(images)
     assert 0 < float((quantised - answers).norm() / answers.norm()) < 0.1
     assert torch.equal(Answering(deploy(qmodel, torch.float32, "exact"))(images), quantised)
+
+
+def test_one_number_for_each_image_is_an_answer():
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((1, 2, 3)) * self.scale
+
+    images = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Answering(Score())(images), images.mean((1, 2, 3))[:, None])

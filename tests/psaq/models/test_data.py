@@ -185,3 +185,37 @@ def test_the_models_images_run_through_it(vit):
     for model in (vit, Own(image_size=16), torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32)):
         config = data_config(model)
         assert model(torch.zeros(1, config.channels, *config.image_size)).ndim == 2
+
+
+class Hybrid(nn.Module):
+    def __init__(self, **attributes):
+        super().__init__()
+        self.stem = nn.Sequential(*list(torchvision.models.resnet18().children())[:6])
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def test_torchvisions_blocks_say_nothing_of_ones_own_model():
+    config = data_config(Hybrid(image_size=64))
+    assert (config.image_size, config.channels) == ((64, 64), 3)
+    with pytest.raises(PsaqError, match="nothing says what size"):
+        data_config(Hybrid())
+
+
+class Grey(torchvision.models.VisionTransformer):
+    def __init__(self):
+        super().__init__(32, 8, 1, 2, 16, 32, num_classes=7)
+        self.conv_proj = nn.Conv2d(1, 16, 8, 8)
+
+
+def test_a_class_that_derives_from_torchvisions_takes_its_own_channels():
+    assert (data_config(Grey()).image_size, data_config(Grey()).channels) == ((32, 32), 1)
+    assert num_classes(Grey()) == 7
+
+
+def test_a_torchvision_model_without_its_head_has_no_classes():
+    vit, swin = Grey(), torchvision.models.SwinTransformer([4, 4], 8, [2], [2], [4, 4], num_classes=5)
+    vit.heads, swin.head = nn.Identity(), nn.Identity()
+    assert (classes_or_none(vit), classes_or_none(swin)) == (None, None)
+    vit.heads = nn.Linear(16, 3)
+    assert classes_or_none(vit) == 3

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from psaq import Recipe, deploy, load_model, quantize
 from psaq.errors import PsaqError
+from psaq.models.calling import takes
+from psaq.models.heads import classes_or_none, num_classes
 from psaq.models.wrappers import unwrapped
 
 
@@ -46,3 +49,13 @@ def test_what_is_no_model_is_refused(model, complaint):
 def test_a_bare_model_comes_back_without_a_word(vit, capsys):
     assert unwrapped(vit) is vit
     assert capsys.readouterr().err == ""
+
+
+def test_wrapped_models_are_asked_what_they_are(vit):
+    detector = load_model("micro_detector")
+    assert (num_classes(nn.DataParallel(vit)), num_classes(torch.compile(vit))) == (10, 10)
+    assert (takes(nn.DataParallel(detector)), takes(torch.compile(detector))) == ("list", "list")
+    assert classes_or_none(nn.DataParallel(detector)) is None
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    qmodel = quantize(vit, images, Recipe.paper(8, 8, "linear"))
+    assert torch.equal(deploy(nn.DataParallel(qmodel))(images), deploy(qmodel)(images))

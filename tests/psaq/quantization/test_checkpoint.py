@@ -277,3 +277,11 @@ def test_zero_points_of_weights_take_no_room(named_vit, images, tmp_path):
     assert {name for name in tensors if name.endswith("zero_point")} == {
         f"{name}.zero_point" for name in live_points(qmodel) if not name.endswith("weight_quantizer")
     }
+
+
+@torch.no_grad()
+def test_wrappers_are_opened_on_both_ways(vit, images, tmp_path):
+    qmodel = quantize(vit, images, Recipe.paper(4, 8))
+    save(nn.DataParallel(qmodel), tmp_path / "q.safetensors")
+    loaded = load(tmp_path / "q.safetensors", nn.DataParallel(vit))
+    assert torch.equal(loaded(images), qmodel(images))

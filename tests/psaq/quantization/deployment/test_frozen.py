@@ -1,5 +1,7 @@
 """Models captured on a CPU: compiled for one shape, with their integers as constants."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from repeats import also
@@ -70,6 +72,11 @@ def test_a_second_frozen_model_is_compiled_too(vit: nn.Module, monkeypatch: pyte
         with torch.profiler.profile() as profile:
             frozen(images(count))
         assert not any("layer_norm" in event.name for event in profile.events()), "norms are fused"
+    batches = [images(2, seed) for seed in range(2, 6)]
+    alone = [captured[0](x) for x in batches]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(captured[0], batches * 5))
+    assert all(torch.equal(found, expected) for found, expected in zip(together, alone * 5, strict=True))
 
 
 def test_a_model_of_several_graphs_is_refused(vit: nn.Module) -> None:

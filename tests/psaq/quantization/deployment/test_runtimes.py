@@ -136,3 +136,33 @@ def test_a_signal_after_openvino_ends_no_process(qmodel: torch.nn.Module, tmp_pa
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.onnx")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "told"), done.stderr
+
+
+class Sideways(torch.nn.Module):
+    """Answers with a number for each image, and beside it with what belongs to none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = load_model("micro_vit")
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.body(images).mean(1), self.body.pos_embed
+
+
+@pytest.mark.parametrize("runtime", installed())
+def test_outputs_that_belong_to_no_image_are_left_out(runtime, tmp_path: Path) -> None:
+    model = Sideways().eval()
+    images = gaussian_images(model.body, 3)
+    qmodel = quantize(model, images, Recipe.paper(8, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx")
+    verdict = check_onnx(tmp_path / "q.onnx", qmodel, images, batch_size=3, repeats=1, runtime=runtime)
+    assert session(tmp_path / "q.onnx", runtime)(images).shape == (3, 1)
+    assert verdict.logit_sqnr > 10
+
+
+def test_a_part_is_checked_on_what_it_is_called_with(tmp_path: Path) -> None:
+    model = load_model("micro_vit")
+    images = gaussian_images(model, 4)
+    qmodel = quantize(model, images, Recipe.paper(8, 8, scope="linear"))
+    export_onnx(qmodel, tmp_path / "q.onnx", "blocks")
+    assert check_onnx(tmp_path / "q.onnx", qmodel, images, batch_size=2, repeats=1, part="blocks").logit_sqnr > 15
