@@ -20,7 +20,7 @@ class RecordedModel(CapturedModel):
     @torch.no_grad()
     def __init__(self, model: nn.Module, images: Float[Tensor, "images 3 height width"]):
         super().__init__(model, images)
-        with torch.cuda.device(self._images.device):  # whose streams and graphs are meant
+        with torch.cuda.device_of(self._images):  # whose streams and graphs are meant
             compile_before_use(lambda: model(self._images))
             self._warm_up()
             self._graph = torch.cuda.CUDAGraph()
@@ -38,7 +38,7 @@ class RecordedModel(CapturedModel):
         torch.cuda.current_stream().wait_stream(stream)
 
     def _answer(self, images: Float[Tensor, "images 3 height width"]) -> Any:
-        with self._one_at_a_time, torch.cuda.device(self._images.device):
+        with self._one_at_a_time, torch.cuda.device_of(self._images):
             self._images.copy_(images)
             self._graph.replay()
             return copy.deepcopy(self._answers)  # whatever holds its tensors; the next replay writes into the same ones
