@@ -71,7 +71,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all; of names of files that are no UTF-8, their bytes."""
+    """Write ``text`` to ``path``, whole or not at all; what of a file's name is no UTF-8 is escaped."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 

@@ -74,8 +74,8 @@ def model_times(
     repeats: int,
     captured: Sequence[torch.dtype] = (),
 ) -> list[ModelTime]:
-    """How long every variant and every runtime takes for so many images, and integers beside these types ``captured``
-    for them."""
+    """How long every variant and every runtime takes for so many images; and, for each type in ``captured``, the
+    integer model captured for that batch."""
     images = gaussian_images(model, count).to(device_of(model))
     torch.compiler.reset()  # or it gives up: all models share their code, of which it makes eight versions
     names = map(_integers, captured)

@@ -10,6 +10,7 @@ from psaq.models.image_format import DataConfig, Size, imagenet_format, input_ch
 from psaq.models.timm_data import timm_data
 from psaq.models.torchvision_models import own_statistics, torchvision_data
 from psaq.models.transformers_data import transformers_data
+from psaq.models.wrappers import innermost
 
 __all__ = ["DataConfig", "data_config", "find_data", "network_data"]
 
@@ -45,6 +46,7 @@ def network_data(model: nn.Module) -> DataConfig:
 
 def find_data(model: nn.Module, size: Size | None = None) -> DataConfig | None:
     """What `data_config` gives, for images of ``size`` where one is told; None where nothing names one."""
+    model = innermost(model)
     model = getattr(model, "psaq_body", model)
     told = getattr(model, "psaq_data", None)
     if told is not None:

@@ -13,6 +13,7 @@ from psaq.models.calling import TAKES, Takes
 from psaq.models.data import find_data
 from psaq.models.heads import checked_task
 from psaq.models.image_format import DataConfig, Size, Values, fitted, input_channels, square
+from psaq.models.wrappers import innermost
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,7 +38,8 @@ def describe(
         task: what the model is for: "classification", "segmentation", "detection" or "features".
 
     Returns:
-        The model itself; what was told stands in its attributes ``psaq_data``, ``psaq_takes``, ``psaq_task``.
+        The model itself; what was told stands in its attributes ``psaq_data``, ``psaq_takes``, ``psaq_task``, of a
+            wrapped one inside the wrappers.
 
     Raises:
         PsaqError: a value that cannot be, or no ``image_size`` where nothing else names one.
@@ -51,7 +53,7 @@ def describe(
         told["psaq_data"] = _data(model, None if image_size is None else _size(image_size), mean, std)
     for name, value in told.items():
         if value is not None:
-            setattr(model, name, value)
+            setattr(innermost(model), name, value)
     return model
 
 

@@ -89,6 +89,7 @@ def _restored(tensors: dict[str, Tensor], header: Mapping[str, Any], model: nn.M
     qmodel.psaq_takes = takes(qmodel if model is None else model)  # type: ignore[assignment]
     qmodel = qmodel.double() if header.get("dtype") == "float64" else qmodel
     furnish(qmodel, tensors, header)
+    qmodel.psaq_data = data_of(header)  # type: ignore[assignment]
     floats = dict(unpacked(qmodel, tensors, header["points"]))
     _load_strictly(qmodel, {**tensors, **floats})
     _compute_buffers(qmodel)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from psaq.errors import PsaqError
 from psaq.images.batches import CalibrationImages, batches_for
 from psaq.models.calling import run
+from psaq.models.place import type_of
 from psaq.models.wrappers import innermost
 from psaq.quantization.model.points import WEIGHT, live_points
 from psaq.quantization.quantizers.affine import AffineQuantizer, Quantizer
 
 _EXACT = 1e-11
-"""Of a signal's energy: less noise is float32's own."""
+"""Of a signal's energy: less noise is float32's own; in half precision a rounded number has eps² / 28 of it."""
 
 
 def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int = 32) -> dict[str, dict[str, float]]:
@@ -42,7 +43,8 @@ def layer_sqnr(qmodel: nn.Module, images: CalibrationImages, *, batch_size: int 
     with torch.no_grad(), _listening(quantizers, energies):
         for batch in batches_for(qmodel, images, batch_size):
             run(qmodel, batch)
-    return _by_layer({name: _decibels(*energy) for name, energy in energies.items() if energy[1] > _EXACT * energy[0]})
+    least = max(_EXACT, torch.finfo(type_of(qmodel)).eps ** 2 / 16)
+    return _by_layer({name: _decibels(*energy) for name, energy in energies.items() if energy[1] > least * energy[0]})
 
 
 class _Listening(AffineQuantizer):

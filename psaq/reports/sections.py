@@ -229,10 +229,10 @@ def layer_errors_picture(sqnr: Mapping[str, Mapping[str, float | None]]) -> Pict
     values = {kind: np.array([_number(layer.get(kind)) for layer in sqnr.values()]) for kind in kinds}
     return drawn(
         "Quantisation error by layer",
-        "How far each layer's weights and activations stand above their quantisation noise: further right is better, "
-        "10 dB are a tenth of the noise.",
+        f"How far each layer's {' and '.join(kinds)} stand above their quantisation noise: further right is better, "
+        "10 dB are a tenth of the noise. Weights that the recipe rounded are on their levels, and not shown.",
         lambda style: layer_errors_figure(values, list(sqnr), style),
-        shows="One row per layer, one dot for its weights and one for its activations.",
+        shows=f"One row per layer, a dot for its {' and one for its '.join(kinds)}.",
     )
 
 

@@ -11,6 +11,7 @@ from psaq.models.calling import logits_of, named_parts, run, takes
 from psaq.models.data import data_config, find_data
 from psaq.models.heads import checked_task, classes_or_none, says_nothing_of_classes
 from psaq.models.place import tensor_of
+from psaq.models.wrappers import innermost
 from psaq.tasks.classification import Classification, Features
 from psaq.tasks.detection import Detection
 from psaq.tasks.segmentation import Segmentation
@@ -25,7 +26,7 @@ def task_of(model: nn.Module, told: TaskName | None = None) -> Task:
     Raises:
         PsaqError: there is no such task, or nothing says what size the model's images have.
     """
-    told = told or getattr(model, "psaq_task", None)
+    told = told or getattr(innermost(model), "psaq_task", None)
     if told is not None:
         return _TASKS[checked_task(told)]
     if classes_or_none(model) is not None:

@@ -105,6 +105,6 @@ def test_json_comes_back_and_damage_is_named(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_names_that_are_no_utf8_are_written_by_their_bytes(tmp_path):
+def test_what_of_a_name_is_no_utf8_is_escaped(tmp_path):
     write_text(tmp_path / "page", "pictures of im\udcff")
     assert (tmp_path / "page").read_text(encoding="utf-8") == "pictures of im\\udcff"

@@ -49,7 +49,11 @@ def run(options: BenchmarkInference) -> None:
         captured = (dtype,) if options.compiled else ()
         whole += model_times(variants, sessions, model, count, options.repeats, captured)
     print(_model_table(whole))
-    layers = {count: layer_times(variants, model, dtype, count, options.repeats) for count in options.images}
+    runs_there = any(row.variant == name_of(dtype) for row in whole)
+    if not runs_there:
+        print(f"layers left out: the model does not run in {name_of(dtype)}")
+    counts = options.images if runs_there else ()
+    layers = {count: layer_times(variants, model, dtype, count, options.repeats) for count in counts}
     for count, rows in layers.items():
         print(_layer_table(rows, count, dtype))
     if folder is not None:

@@ -80,7 +80,8 @@ def deploy(qmodel: nn.Module, dtype: torch.dtype | None = None, backend: Backend
     covered = {f"{name}.{point}" for name in converted for point in ("input", WEIGHT)}
     simulated = [name for name in points if name not in covered]
     in_products = product == ONEDNN and dtype == torch.bfloat16 and has_bfloat16_vectors()
-    return IntegerModel(model.to(dtype), dtype, simulated, WrittenOut(in_chunks) if in_products else nullcontext())
+    attention = WrittenOut(in_chunks) if in_products else nullcontext()
+    return IntegerModel(model.to(dtype), dtype, simulated, classes_or_none(qmodel), attention)
 
 
 def _product(backend: Backend | None, device: torch.device) -> str | None:
@@ -101,11 +102,17 @@ class IntegerModel(nn.Module):
         model: the model with its layers swapped.
         dtype: in which it computes what is not in integers.
         simulated: the quantisation points that no kernel covers; they stay fake-quantised.
+        classes: that the model tells apart; None where it tells none.
         attention: what is entered while it is compiled, so that attention is computed the fastest way.
     """
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype, simulated: list[str], attention: AbstractContextManager[Any]
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        simulated: list[str],
+        classes: int | None,
+        attention: AbstractContextManager[Any],
     ):
         super().__init__()
         self.model = model
@@ -113,7 +120,7 @@ class IntegerModel(nn.Module):
         self.simulated = simulated
         self.attention = attention
         self.psaq_takes = takes(model)
-        self.psaq_classes = classes_or_none(model)
+        self.psaq_classes = classes
         if (task := getattr(model, "psaq_task", None)) is not None:
             self.psaq_task = task
 

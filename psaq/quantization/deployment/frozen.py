@@ -29,7 +29,7 @@ class FrozenModel(CapturedModel):
         for module in frozen.modules():
             if isinstance(module, IntegerLinear):
                 module.freeze()
-        # As one graph of a private copy, for one shape: nothing is left that a call could find changed, so nothing is
+        # As one graph of a private copy, for one shape and in one mode: a call finds nothing changed, so nothing is
         # looked up, which takes a tenth of a single image's time.
         self._compiled = torch.compile(
             _apart(frozen),
@@ -46,8 +46,8 @@ class FrozenModel(CapturedModel):
             ) from error
 
     def _answer(self, images: Float[Tensor, "images 3 height width"]) -> Any:
-        # Nothing looks whether the mode and the images' layout are as they were: they are.
-        with torch.inference_mode(False), torch.no_grad(), _constants():
+        # The modes and the images' layout of the first call: nothing looks whether they are.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), _constants():
             return self._compiled(torch.empty_like(self._images).copy_(images))
 
 

@@ -87,7 +87,9 @@ class _InOrder:
             self._finish(self.unfinished.pop(0))
         if self.untrained:
             missing: Any = self.model.psaq_left_out
-            missing[UNTRAINED] = f"{some_of(self.untrained)}: what they are called with is not known of each image"
+            missing[UNTRAINED] = (
+                f"{some_of(self.untrained)}: they run several times in a pass, or with what is not known of each image"
+            )
 
     def _is_behind(self, block: str, name: str) -> bool:
         """Whether a block runs before the point ``name``, and none of its own points is left. Of one without points
@@ -109,8 +111,11 @@ class _InOrder:
         self.quantised.finish(block)
 
     def _reconstruct(self, block: str) -> None:
+        if self.quantised.blocks.calls_of(block) != 1:
+            self.untrained.append(block)
+            return
         assert self.reference is not None
-        inputs = block_calls(self.quantised, block) if self.quantised.blocks.calls_of(block) == 1 else None
+        inputs = block_calls(self.quantised, block)
         outputs = by_image(self.reference.kept, [len(batch) for batch in self.reference.batches])
         if inputs is None or outputs is None:
             self.untrained.append(block)

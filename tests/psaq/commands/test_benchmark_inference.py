@@ -111,7 +111,7 @@ def test_torchs_own_attention_is_timed_layer_by_layer_and_float32_is_float32(tmp
     model = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=7).eval().bfloat16()
     ran(model, runtimes=False, out=tmp_path / "run")
     layers = [row["layer"] for row in json.loads((tmp_path / "run" / "run.json").read_text())["results"]["layers"]["1"]]
-    assert "encoder.layers.encoder_layer_*.self_attention.q_proj" in layers or any("q_proj" in each for each in layers)
+    assert any("q_proj" in each for each in layers)
     (full, *_) = variants_of(model, _quantised(model), torch.float32, compiled=False).values()
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
 

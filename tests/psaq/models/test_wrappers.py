@@ -7,8 +7,11 @@ from torch import nn
 from psaq import Recipe, deploy, load_model, quantize
 from psaq.errors import PsaqError
 from psaq.models.calling import takes
+from psaq.models.data import data_config
+from psaq.models.description import describe
 from psaq.models.heads import classes_or_none, num_classes
 from psaq.models.wrappers import unwrapped
+from psaq.tasks.find import task_of
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,11 @@ def test_wrapped_models_are_asked_what_they_are(vit):
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     qmodel = quantize(vit, images, Recipe.paper(8, 8, "linear"))
     assert torch.equal(deploy(nn.DataParallel(qmodel))(images), deploy(qmodel)(images))
+
+
+def test_what_is_told_of_a_wrapped_model_is_the_models():
+    body = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
+    described = describe(nn.DataParallel(body), image_size=16, takes="list", task="features")
+    assert (takes(described), takes(body)) == ("list", "list")
+    assert data_config(described) == data_config(body)
+    assert task_of(described).name == task_of(nn.DataParallel(body)).name == "features"

@@ -1,5 +1,7 @@
 """Quantised models on disk: the same bits after a round trip, small, and nothing wrong passes silently."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from psaq.errors import PsaqError
 from psaq.files import load_tensors, read_safetensors, save_tensors
+from psaq.models.description import describe
 from psaq.models.zoo import build_model, data_config, named_source
 from psaq.quantization import checkpoint
 from psaq.quantization.checkpoint import KIND, load, save
@@ -285,3 +288,9 @@ def test_wrappers_are_opened_on_both_ways(vit, images, tmp_path):
     save(nn.DataParallel(qmodel), tmp_path / "q.safetensors")
     loaded = load(tmp_path / "q.safetensors", nn.DataParallel(vit))
     assert torch.equal(loaded(images), qmodel(images))
+
+
+def test_a_loaded_model_takes_the_images_that_the_saved_one_took(vit, images, tmp_path):
+    qmodel = quantize(describe(copy.deepcopy(vit), image_size=32, mean=0.25, std=0.5), images, Recipe.paper(4, 8))
+    save(qmodel, tmp_path / "q.safetensors")
+    assert data_config(load(tmp_path / "q.safetensors", vit)) == data_config(qmodel) != data_config(vit)

@@ -76,8 +76,9 @@ def test_layers_are_those_with_something_quantised(vit, images):
     assert "blocks.0.norm1" not in layers
 
 
-def test_rounded_weights_are_on_their_levels_and_tell_nothing(vit, images):
-    layers = layer_sqnr(quantize(vit, images, Recipe.accurate(4, 8)), images)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rounded_weights_are_on_their_levels_and_tell_nothing(vit, images, dtype):
+    layers = layer_sqnr(quantize(vit.to(dtype), images, Recipe.accurate(4, 8)), images)
     assert set(layers["blocks.0.attn.qkv"]) == {"activations"}
     assert all(value < 100 for layer in layers.values() for value in layer.values())
 

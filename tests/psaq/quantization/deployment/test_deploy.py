@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from makes import images_for, made
 from repeats import also
 from small_models import running_twice
@@ -29,6 +30,7 @@ from psaq import (
 )
 from psaq.models.answers import Answering
 from psaq.models.features import patch_features
+from psaq.models.heads import classes_or_none
 from psaq.quantization.deployment import deploy as deploy_module
 from psaq.quantization.deployment.deploy import _summarised
 from psaq.quantization.deployment.integer import IntegerLayerNorm, IntegerLinear, IntegerPatchEmbedding
@@ -390,3 +392,10 @@ def test_a_backend_that_is_not_known_or_cannot_run_is_refused(vit: nn.Module) ->
         deploy(qmodel, backend="triton")  # type: ignore[arg-type]
     with pytest.raises(PsaqError, match="computes on a CPU, and the model is on meta"):
         deploy(copy.deepcopy(qmodel).to("meta"), backend="onednn")
+
+
+def test_a_deployed_model_of_torchvisions_keeps_its_classes() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=7).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert classes_or_none(deploy(quantize(model, images, Recipe.paper(8, 8, "linear")))) == 7

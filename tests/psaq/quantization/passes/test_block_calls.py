@@ -128,4 +128,24 @@ class TokensFirst(nn.Module):
 def test_blocks_that_cannot_be_trained_are_named() -> None:
     recipe = Recipe.accurate(3, 4, reconstruction_steps=2)
     reason = left_out(quantize(TokensFirst().eval(), pictures(), recipe))[in_order.UNTRAINED]
-    assert reason.startswith("blocks.0, blocks.1: what they are called with")
+    assert reason.startswith("blocks.0, blocks.1: they run several times in a pass, or with what")
+
+
+class Twice(TokensFirst):
+    """Its only block runs twice in a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).mT
+        return self.head(self.blocks[0](self.blocks[0](tokens)).mean(1))
+
+
+def test_blocks_that_run_twice_are_left_as_they_are() -> None:
+    recipes = [Recipe.accurate(4, 4, reconstruction_steps=steps) for steps in (0, 2)]
+    plain, trained = (quantize(Twice().eval(), pictures(), recipe) for recipe in recipes)
+    others = trained.state_dict()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in plain.state_dict().items())
+    assert left_out(trained)[in_order.UNTRAINED].startswith("blocks.0: they run several times in a pass")
