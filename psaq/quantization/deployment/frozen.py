@@ -64,9 +64,14 @@ def _apart(model: nn.Module) -> Callable[[Tensor], Any]:
 
 @contextmanager
 def _constants() -> Iterator[None]:
-    """torch.compile reads this while it traces, before it would heed its own ``options``. The compiler's table of every
-    product's candidates is not shown."""
+    """torch.compile reads this while it traces, before it would heed its own ``options``. The compiler's tables of
+    every product's candidates are not shown."""
     import torch._inductor.config
 
-    with torch._inductor.config.patch(freezing=True, max_autotune=_TUNED, autotune_num_choices_displayed=0):
+    with torch._inductor.config.patch(
+        freezing=True,
+        max_autotune=_TUNED,
+        max_autotune_report_choices_stats=False,
+        autotune_num_choices_displayed=0,
+    ):
         yield
