@@ -17,8 +17,7 @@ def capture(model: nn.Module, images: Float[Tensor, "images 3 height width"]) ->
 
     At small batches a deployed model waits for Python for a good part of its time. On a GPU its launches are recorded
     in a CUDA graph; Triton kernels that are not compiled yet are compiled on all cores first. On a CPU it is compiled
-    with its weights as constants, each product by the faster of oneDNN's and the compiler's own, which takes minutes;
-    torch's number of threads stays that of the capture.
+    with its weights as constants, each product by the faster of oneDNN's and the compiler's own, which takes minutes.
 
     Args:
         model: in evaluation mode: what `psaq.deploy` returned; on a GPU also that compiled by ``torch.compile``, or a
